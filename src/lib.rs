@@ -1,0 +1,13 @@
+//! pleinair paints what a camera sees, on the device itself, in a style learned from one picture.
+//!
+//! ```text
+//! camera -> Frame -> Latent -> denoising steps (UNet + ControlNet, told by Conditioning) -> Latent -> Canvas
+//! ```
+//!
+//! Every arrow changes the type, and the type's name says which space a value is in. [`painter`] is that sentence as
+//! code; the rooms below follow it in order, and no room uses one to its right.
+#![forbid(unsafe_code)]
+
+pub mod error;
+
+pub use error::{Error, Result};

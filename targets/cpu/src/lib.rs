@@ -1,1 +1,46 @@
-//! x
+//! pleinair's kernels for CPUs: the frozen layers of the networks as candle custom ops.
+//!
+//! Feature maps are channels last, `[B, H*W, C]` f32, so that a 1x1 convolution and a linear layer are the same matrix
+//! product and a 3x3 convolution is an implicit one. Weights are frozen: the backward of every op gives the gradient of
+//! its input and of nothing else, which is all that learning a style needs.
+
+mod attention;
+mod conv;
+mod geglu;
+mod linear;
+mod matrix;
+mod norm;
+
+pub use attention::Attention;
+pub use conv::{Conv3x3, Kernel3x3};
+pub use geglu::Geglu;
+pub use linear::Linear;
+pub use norm::{GroupNorm, LayerNorm};
+
+use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
+
+/// The elements of an op's argument; it must be f32 and contiguous.
+fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("this op takes contiguous tensors, got strides {:?}", layout.stride())
+    };
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// Runs `read` on the elements of a frozen weight.
+fn with_weight<R>(weight: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let (storage, layout) = weight.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(cpu) => read(floats(cpu, layout)?),
+        _ => bail!("the weight of a CPU op must be in main memory"),
+    }
+}
+
+fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
+    (CpuStorage::F32(values), shape.into())
+}
+
+/// `(B, N, C)` of a feature map.
+fn feature_map(layout: &Layout) -> Result<(usize, usize, usize)> {
+    layout.shape().dims3()
+}

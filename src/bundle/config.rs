@@ -1,0 +1,342 @@
+//! `config.json` of each part, as diffusers and transformers write them. Keys that would change the network in a way
+//! this program does not implement are refused by name; keys that cannot change it are ignored.
+
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// `model_index.json`.
+#[derive(Debug, Deserialize)]
+pub struct ModelIndex {
+    #[serde(rename = "_class_name")]
+    class_name: String,
+}
+
+impl ModelIndex {
+    /// Refuses pipelines of another family by name.
+    pub(super) fn check(&self, folder: &Path) -> Result<()> {
+        let known = ["StableDiffusionPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionImg2ImgPipeline"];
+        if known.contains(&self.class_name.as_str()) {
+            return Ok(());
+        }
+        let problem = format!(
+            "model_index.json: this is a {}; supported are Stable Diffusion 1.x and 2.x pipelines ({})",
+            self.class_name,
+            known[0]
+        );
+        Err(Error::Model { folder: folder.to_path_buf(), problems: vec![problem] })
+    }
+}
+
+/// A number for all levels, or one for each.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum PerLevel {
+    /// The same everywhere.
+    All(usize),
+    /// From the finest level to the coarsest.
+    Each(Vec<usize>),
+}
+
+impl PerLevel {
+    /// The number of level `i`.
+    pub fn at(&self, i: usize) -> usize {
+        match self {
+            PerLevel::All(n) => *n,
+            PerLevel::Each(ns) => ns.get(i).copied().unwrap_or(0),
+        }
+    }
+}
+
+/// `unet/config.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct UnetConfig {
+    /// Latent channels in.
+    pub in_channels: usize,
+    /// Latent channels out.
+    pub out_channels: usize,
+    /// Channels of each level, finest first.
+    pub block_out_channels: Vec<usize>,
+    /// Classes of the levels on the way down.
+    pub down_block_types: Vec<String>,
+    /// Classes of the levels on the way up, coarsest first.
+    pub up_block_types: Vec<String>,
+    /// ResNet blocks a level.
+    pub layers_per_block: usize,
+    /// Channels of the text states.
+    pub cross_attention_dim: usize,
+    /// diffusers' misnomer: in SD 1.x configurations this is the NUMBER of heads, unless `num_attention_heads` is given.
+    #[serde(default = "eight_heads")]
+    pub attention_head_dim: PerLevel,
+    /// The number of heads, where a configuration has the key.
+    #[serde(default)]
+    pub num_attention_heads: Option<PerLevel>,
+    /// Groups of each GroupNorm.
+    #[serde(default = "groups")]
+    pub norm_num_groups: usize,
+    /// Added to the variance in each GroupNorm.
+    #[serde(default = "norm_eps")]
+    pub norm_eps: f64,
+    /// Whether cosine comes before sine in the timestep embedding.
+    #[serde(default = "yes")]
+    pub flip_sin_to_cos: bool,
+    /// Shift of the timestep embedding's frequencies.
+    #[serde(default)]
+    pub freq_shift: f64,
+    /// Side of the square latents the network was trained with.
+    #[serde(default = "sample_size")]
+    pub sample_size: usize,
+    /// Whether the projections around a transformer are linear layers (SD 2) or 1x1 convolutions (SD 1).
+    #[serde(default)]
+    pub use_linear_projection: bool,
+    /// Transformer layers a block.
+    #[serde(default = "one")]
+    pub transformer_layers_per_block: PerLevel,
+    /// Everything else, for [`UnetConfig::problems`].
+    #[serde(flatten)]
+    rest: HashMap<String, Value>,
+}
+
+fn eight_heads() -> PerLevel {
+    PerLevel::All(8)
+}
+fn groups() -> usize {
+    32
+}
+fn norm_eps() -> f64 {
+    1e-5
+}
+fn yes() -> bool {
+    true
+}
+fn sample_size() -> usize {
+    64
+}
+fn one() -> PerLevel {
+    PerLevel::All(1)
+}
+
+/// Keys that change the network, with the only value this program implements (null and absence are fine as well).
+const UNET_ONLY: &[(&str, &str)] = &[
+    ("act_fn", "\"silu\""),
+    ("addition_embed_type", "null"),
+    ("attention_type", "\"default\""),
+    ("center_input_sample", "false"),
+    ("class_embed_type", "null"),
+    ("class_embeddings_concat", "false"),
+    ("conv_in_kernel", "3"),
+    ("conv_out_kernel", "3"),
+    ("cross_attention_norm", "null"),
+    ("downsample_padding", "1"),
+    ("dual_cross_attention", "false"),
+    ("encoder_hid_dim", "null"),
+    ("encoder_hid_dim_type", "null"),
+    ("mid_block_only_cross_attention", "null"),
+    ("mid_block_scale_factor", "1"),
+    ("mid_block_type", "\"UNetMidBlock2DCrossAttn\""),
+    ("num_class_embeds", "null"),
+    ("only_cross_attention", "false"),
+    ("projection_class_embeddings_input_dim", "null"),
+    ("resnet_out_scale_factor", "1.0"),
+    ("resnet_skip_time_act", "false"),
+    ("resnet_time_scale_shift", "\"default\""),
+    ("reverse_transformer_layers_per_block", "null"),
+    ("time_cond_proj_dim", "null"),
+    ("time_embedding_act_fn", "null"),
+    ("time_embedding_dim", "null"),
+    ("time_embedding_type", "\"positional\""),
+    ("timestep_post_act", "null"),
+];
+
+/// Lists the keys of `rest` whose value is not the one implemented.
+fn unsupported(part: &str, rest: &HashMap<String, Value>, only: &[(&str, &str)]) -> Vec<String> {
+    let same = |value: &Value, wanted: &str| {
+        let wanted: Value = serde_json::from_str(wanted).expect("the table above holds JSON");
+        value.is_null() || *value == wanted || (value.is_number() && value.as_f64() == wanted.as_f64())
+    };
+    only.iter()
+        .filter_map(|(key, wanted)| match rest.get(*key) {
+            Some(value) if !same(value, wanted) => {
+                Some(format!("{part}: {key} = {value} is not supported, only {wanted}"))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+impl UnetConfig {
+    /// Heads of level `i`, with diffusers' quirk resolved.
+    pub fn heads(&self, level: usize) -> usize {
+        self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim).at(level)
+    }
+
+    /// Channels of the timestep embedding.
+    pub fn time_channels(&self) -> usize {
+        4 * self.block_out_channels[0]
+    }
+
+    /// Number of resolution levels.
+    pub fn levels(&self) -> usize {
+        self.block_out_channels.len()
+    }
+
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = unsupported("unet", &self.rest, UNET_ONLY);
+        self.check_levels("unet", &["DownBlock2D", "CrossAttnDownBlock2D"], &self.down_block_types, &mut problems);
+        self.check_levels("unet", &["UpBlock2D", "CrossAttnUpBlock2D"], &self.up_block_types, &mut problems);
+        self.check_channels("unet", &mut problems);
+        problems
+    }
+
+    fn check_levels(&self, part: &str, known: &[&str], types: &[String], problems: &mut Vec<String>) {
+        if types.len() != self.levels() {
+            problems.push(format!("{part}: {} levels of channels but {} block types", self.levels(), types.len()));
+        }
+        for unknown in types.iter().filter(|t| !known.contains(&t.as_str())) {
+            problems.push(format!("{part}: block type {unknown} is not supported, only {}", known.join(" and ")));
+        }
+    }
+
+    fn check_channels(&self, part: &str, problems: &mut Vec<String>) {
+        if self.levels() == 0 || self.layers_per_block == 0 || self.norm_num_groups == 0 {
+            problems.push(format!("{part}: block_out_channels, layers_per_block and norm_num_groups must not be empty or 0"));
+        }
+        for (i, &channels) in self.block_out_channels.iter().enumerate() {
+            let heads = self.heads(i);
+            if channels == 0 || heads == 0 || channels % heads != 0 || channels % self.norm_num_groups.max(1) != 0 {
+                problems.push(format!(
+                    "{part}: level {i} has {channels} channels, not divisible by its {heads} heads and {} groups",
+                    self.norm_num_groups
+                ));
+            }
+        }
+    }
+}
+
+/// `controlnet/config.json`: the UNet's keys for the way down, and the conditioning embedding.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ControlNetConfig {
+    /// Channels in the layers that read the control picture; each after the first halves it.
+    pub conditioning_embedding_out_channels: Vec<usize>,
+    /// Channels of the control picture.
+    #[serde(default = "three")]
+    pub conditioning_channels: usize,
+    /// The copy of the UNet's way down.
+    #[serde(flatten)]
+    pub down: ControlDown,
+}
+
+fn three() -> usize {
+    3
+}
+
+/// The part of a ControlNet's configuration that it shares with its UNet.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ControlDown {
+    block_out_channels: Vec<usize>,
+    down_block_types: Vec<String>,
+    layers_per_block: usize,
+    cross_attention_dim: usize,
+    in_channels: usize,
+    #[serde(flatten)]
+    rest: HashMap<String, Value>,
+}
+
+impl ControlNetConfig {
+    pub(super) fn problems(&self, unet: &UnetConfig) -> Vec<String> {
+        let mut only = UNET_ONLY.to_vec();
+        only.push(("controlnet_conditioning_channel_order", "\"rgb\""));
+        only.push(("global_pool_conditions", "false"));
+        let mut problems = unsupported("controlnet", &self.down.rest, &only);
+        let same = self.down.block_out_channels == unet.block_out_channels
+            && self.down.down_block_types == unet.down_block_types
+            && self.down.layers_per_block == unet.layers_per_block
+            && self.down.cross_attention_dim == unet.cross_attention_dim
+            && self.down.in_channels == unet.in_channels;
+        if !same {
+            problems.push("controlnet: its levels are not those of the UNet; it belongs to another model".into());
+        }
+        if self.conditioning_embedding_out_channels.is_empty() {
+            problems.push("controlnet: conditioning_embedding_out_channels is empty".into());
+        }
+        problems
+    }
+}
+
+/// `text_encoder/config.json` (CLIP).
+#[derive(Debug, Clone, Deserialize)]
+pub struct TextConfig {
+    /// Words in the table.
+    pub vocab_size: usize,
+    /// Channels, the width of a style vector.
+    pub hidden_size: usize,
+    /// Channels inside each feed-forward layer.
+    pub intermediate_size: usize,
+    /// Transformer layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Positions, 77 in CLIP.
+    pub max_position_embeddings: usize,
+    /// `quick_gelu` (SD 1.x) or `gelu` (SD 2.x).
+    #[serde(default = "quick_gelu")]
+    pub hidden_act: String,
+    /// Added to the variance in each LayerNorm.
+    #[serde(default = "norm_eps")]
+    pub layer_norm_eps: f64,
+}
+
+fn quick_gelu() -> String {
+    "quick_gelu".into()
+}
+
+impl TextConfig {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = vec![];
+        if !["quick_gelu", "gelu"].contains(&self.hidden_act.as_str()) {
+            problems.push(format!("text_encoder: hidden_act {} is not supported, only quick_gelu and gelu", self.hidden_act));
+        }
+        if self.num_attention_heads == 0 || self.hidden_size % self.num_attention_heads != 0 {
+            problems.push(format!(
+                "text_encoder: hidden_size {} does not divide into {} heads",
+                self.hidden_size, self.num_attention_heads
+            ));
+        }
+        problems
+    }
+}
+
+/// `vae/config.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct VaeConfig {
+    /// Channels of each level; the picture is halved between two levels.
+    pub block_out_channels: Vec<usize>,
+    /// Channels of a latent.
+    pub latent_channels: usize,
+    /// What a sample of the posterior is multiplied with to become a latent.
+    #[serde(default = "sd_scaling")]
+    pub scaling_factor: f64,
+    /// Subtracted before scaling in other model families; null here.
+    #[serde(default)]
+    shift_factor: Option<f64>,
+}
+
+/// The value of SD 1.x, whose oldest configurations lack the key.
+fn sd_scaling() -> f64 {
+    0.18215
+}
+
+impl VaeConfig {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = vec![];
+        if self.shift_factor.is_some_and(|s| s != 0.0) {
+            problems.push("vae: shift_factor is not supported, only null".into());
+        }
+        if self.block_out_channels.is_empty() || !(self.scaling_factor > 0.0) {
+            problems.push("vae: block_out_channels must not be empty and scaling_factor must be positive".into());
+        }
+        problems
+    }
+}

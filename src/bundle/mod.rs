@@ -1,0 +1,144 @@
+//! A model on disk. Opens a plain diffusers folder: `model_index.json` names the parts, each part's `config.json`
+//! decides its shape, safetensors hold the weights and ONNX files the frozen side models.
+
+pub mod config;
+pub mod weights;
+pub mod write;
+
+use crate::{Error, Result};
+use config::{ControlNetConfig, ModelIndex, TextConfig, UnetConfig, VaeConfig};
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+use weights::Weights;
+
+/// An opened model folder: every configuration read and checked, no weight loaded yet.
+#[derive(Debug)]
+pub struct Bundle {
+    folder: PathBuf,
+    /// UNet configuration.
+    pub unet: UnetConfig,
+    /// Text encoder configuration.
+    pub text: TextConfig,
+    /// VAE configuration.
+    pub vae: VaeConfig,
+    /// ControlNet configuration, where the folder has one.
+    pub controlnet: Option<ControlNetConfig>,
+}
+
+/// The ONNX files of the VAE.
+#[derive(Debug, Clone)]
+pub struct VaeFiles {
+    /// Picture to moments.
+    pub encoder: PathBuf,
+    /// Latent to picture.
+    pub decoder: PathBuf,
+}
+
+impl Bundle {
+    /// Reads the configurations of a diffusers folder.
+    ///
+    /// # Errors
+    /// If the folder is not one, or describes a network that this program does not run; every such key is named.
+    pub fn open(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(Error::file(folder, "there is no such model folder; name one with --bundle"));
+        }
+        let index: ModelIndex = read_json(&folder.join("model_index.json"))?;
+        index.check(folder)?;
+        let controlnet = folder.join("controlnet/config.json");
+        let bundle = Bundle {
+            unet: read_json(&folder.join("unet/config.json"))?,
+            text: read_json(&folder.join("text_encoder/config.json"))?,
+            vae: read_json(&folder.join("vae/config.json"))?,
+            controlnet: if controlnet.is_file() { Some(read_json(&controlnet)?) } else { None },
+            folder: folder.to_path_buf(),
+        };
+        let problems = bundle.problems();
+        if problems.is_empty() { Ok(bundle) } else { Err(Error::Model { folder: bundle.folder, problems }) }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.unet.problems();
+        problems.extend(self.text.problems());
+        problems.extend(self.vae.problems());
+        if let Some(controlnet) = &self.controlnet {
+            problems.extend(controlnet.problems(&self.unet));
+        }
+        let (sees, gives) = (self.unet.cross_attention_dim, self.text.hidden_size);
+        if sees != gives {
+            problems.push(format!("unet: cross_attention_dim is {sees}, but the text encoder gives {gives} channels"));
+        }
+        if self.vae.latent_channels != self.unet.in_channels {
+            problems.push(format!("vae: latent_channels {} against the UNet's {}", self.vae.latent_channels, self.unet.in_channels));
+        }
+        problems
+    }
+
+    /// The folder it was opened from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The tokenizer's folder.
+    pub fn tokenizer(&self) -> PathBuf {
+        self.folder.join("tokenizer")
+    }
+
+    /// `scheduler_config.json`.
+    pub fn scheduler(&self) -> PathBuf {
+        self.folder.join("scheduler/scheduler_config.json")
+    }
+
+    /// Weights of one part: `unet`, `controlnet` or `text_encoder`.
+    ///
+    /// # Errors
+    /// If the files are missing or their headers damaged.
+    pub fn weights(&self, part: &str) -> Result<Weights> {
+        let stem = if part == "text_encoder" { "model" } else { "diffusion_pytorch_model" };
+        Weights::open(&self.folder, part, stem)
+    }
+
+    /// The VAE's ONNX files, as this project writes them (`vae/encoder.onnx`) or as ONNX exporters of Stable Diffusion
+    /// do (`vae_encoder/model.onnx`).
+    ///
+    /// # Errors
+    /// If there are none; the message says how to make them.
+    pub fn vae_files(&self) -> Result<VaeFiles> {
+        for (encoder, decoder) in
+            [("vae/encoder.onnx", "vae/decoder.onnx"), ("vae_encoder/model.onnx", "vae_decoder/model.onnx")]
+        {
+            let files = VaeFiles { encoder: self.folder.join(encoder), decoder: self.folder.join(decoder) };
+            if files.encoder.is_file() && files.decoder.is_file() {
+                return Ok(files);
+            }
+        }
+        Err(Error::file(
+            &self.folder.join("vae"),
+            "no encoder.onnx and decoder.onnx here; export the VAE once with tests/reference/export_vae.py",
+        ))
+    }
+
+    /// Pixels a side of one latent cell.
+    pub fn factor(&self) -> usize {
+        1 << (self.vae.block_out_channels.len() - 1)
+    }
+
+    /// Width and height of a picture must be multiples of this many pixels: the VAE's factor times the UNet's halvings.
+    pub fn size_step(&self) -> usize {
+        self.factor() << (self.unet.block_out_channels.len() - 1)
+    }
+
+    /// Side of the square pictures the model was trained with, in pixels.
+    pub fn native_size(&self) -> usize {
+        self.unet.sample_size * self.factor()
+    }
+}
+
+/// Reads a JSON file into its type.
+///
+/// # Errors
+/// If it is missing, not JSON, or lacks a key.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("not the JSON that belongs here: {e}")))
+}

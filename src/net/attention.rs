@@ -1,0 +1,135 @@
+//! The transformer inside a UNet block (diffusers `Transformer2DModel`).
+
+use super::checkpoint::checkpointed;
+use super::layers::{FeatureMap, GroupNorm, LayerNorm, Linear, attention, geglu};
+use crate::Result;
+use crate::bundle::config::UnetConfig;
+use crate::bundle::weights::Names;
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// `[B, H*W, C] -> [B, H*W, C]`, told the text.
+#[derive(Debug)]
+pub(super) struct Transformer(Arc<Layers>);
+
+#[derive(Debug)]
+struct Layers {
+    norm: GroupNorm,
+    proj_in: Linear,
+    transformer_blocks: Vec<TransformerBlock>,
+    proj_out: Linear,
+    channels: usize,
+}
+
+impl Transformer {
+    pub(super) fn load(names: &Names, config: &UnetConfig, level: usize) -> Result<Self> {
+        let (channels, heads) = (config.block_out_channels[level], config.heads(level));
+        let blocks = config.transformer_layers_per_block.at(level);
+        Ok(Transformer(Arc::new(Layers {
+            norm: GroupNorm::load(&names.pp("norm"), channels, config.norm_num_groups, 1e-6, false)?,
+            proj_in: Linear::load(&names.pp("proj_in"), channels, channels)?,
+            transformer_blocks: (0..blocks)
+                .map(|i| {
+                    let names = names.pp("transformer_blocks").pp(i);
+                    TransformerBlock::load(&names, channels, heads, config.cross_attention_dim)
+                })
+                .collect::<Result<_>>()?,
+            proj_out: Linear::load(&names.pp("proj_out"), channels, channels)?,
+            channels,
+        })))
+    }
+
+    /// Keys and values of the text states `[B, 77, D]` for every layer, side by side: `[B, 77, layers * 2C]`.
+    pub(super) fn text_kv(&self, states: &Tensor) -> Result<Tensor> {
+        let kvs: Vec<_> =
+            self.0.transformer_blocks.iter().map(|b| b.attn2.to_kv.forward(states)).collect::<Result<_>>()?;
+        Ok(Tensor::cat(&kvs, 2)?)
+    }
+
+    /// `kv`: what [`Transformer::text_kv`] gave.
+    pub(super) fn forward(&self, map: &FeatureMap, kv: &Tensor) -> Result<FeatureMap> {
+        let (layers, place) = (self.0.clone(), map.with(map.x.detach()));
+        let y = checkpointed(&map.x, Some(kv), move |x, kv| {
+            layers.forward(&place.with(x.clone()), kv.expect("given to checkpointed() above"))
+        })?;
+        Ok(map.with(y))
+    }
+}
+
+impl Layers {
+    fn forward(&self, map: &FeatureMap, kv: &Tensor) -> Result<Tensor> {
+        let mut x = self.proj_in.forward(&self.norm.forward(map)?.x)?;
+        for (i, block) in self.transformer_blocks.iter().enumerate() {
+            x = block.forward(&x, &kv.narrow(2, i * 2 * self.channels, 2 * self.channels)?)?;
+        }
+        Ok((self.proj_out.forward(&x)? + &map.x)?)
+    }
+}
+
+#[derive(Debug)]
+struct TransformerBlock {
+    norm1: LayerNorm,
+    attn1: SelfAttention,
+    norm2: LayerNorm,
+    attn2: CrossAttention,
+    norm3: LayerNorm,
+    ff_in: Linear,
+    ff_out: Linear,
+    heads: usize,
+}
+
+/// Attention of the picture to itself; the three projections are one product.
+#[derive(Debug)]
+struct SelfAttention {
+    to_qkv: Linear,
+    to_out: Linear,
+}
+
+/// Attention of the picture to the text.
+#[derive(Debug)]
+struct CrossAttention {
+    to_q: Linear,
+    to_kv: Linear,
+    to_out: Linear,
+}
+
+impl TransformerBlock {
+    fn load(names: &Names, channels: usize, heads: usize, text: usize) -> Result<Self> {
+        let norm = |name| LayerNorm::load(&names.pp(name), channels, 1e-5);
+        let project = |attn: &str, name, from| {
+            Linear::load_without_bias(&names.pp(attn).pp(name), from, channels)
+        };
+        let out = |attn: &str| Linear::load(&names.pp(attn).pp("to_out.0"), channels, channels);
+        let qkv = [
+            project("attn1", "to_q", channels)?,
+            project("attn1", "to_k", channels)?,
+            project("attn1", "to_v", channels)?,
+        ];
+        let kv = [project("attn2", "to_k", text)?, project("attn2", "to_v", text)?];
+        Ok(TransformerBlock {
+            norm1: norm("norm1")?,
+            attn1: SelfAttention { to_qkv: Linear::joined(&qkv)?, to_out: out("attn1")? },
+            norm2: norm("norm2")?,
+            attn2: CrossAttention {
+                to_q: project("attn2", "to_q", channels)?,
+                to_kv: Linear::joined(&kv)?,
+                to_out: out("attn2")?,
+            },
+            norm3: norm("norm3")?,
+            ff_in: Linear::load(&names.pp("ff.net.0.proj"), channels, 8 * channels)?,
+            ff_out: Linear::load(&names.pp("ff.net.2"), 4 * channels, channels)?,
+            heads,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, kv: &Tensor) -> Result<Tensor> {
+        let c = x.dim(2)?;
+        let qkv = self.attn1.to_qkv.forward(&self.norm1.forward(x)?)?;
+        let seen = attention(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?, self.heads, false)?;
+        let x = (x + self.attn1.to_out.forward(&seen)?)?;
+        let q = self.attn2.to_q.forward(&self.norm2.forward(&x)?)?;
+        let x = (&x + self.attn2.to_out.forward(&attention(&q, kv, self.heads, false)?)?)?;
+        let h = geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
+        Ok((&x + self.ff_out.forward(&h)?)?)
+    }
+}

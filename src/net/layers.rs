@@ -1,0 +1,167 @@
+//! Frozen layers: loaded from a checkpoint, run by the target's kernel where there is one, by stock candle ops elsewhere.
+
+use super::portable;
+use crate::Result;
+use crate::bundle::weights::Names;
+use candle_core::{D, Tensor};
+use pleinair_cpu as cpu;
+use std::sync::Arc;
+
+/// A feature map `[B, H*W, C]` that knows its height and width.
+#[derive(Debug, Clone)]
+pub(super) struct FeatureMap {
+    pub(super) x: Tensor,
+    pub(super) height: usize,
+    pub(super) width: usize,
+}
+
+impl FeatureMap {
+    /// From `[B, C, H, W]`.
+    pub(super) fn from_planar(planar: &Tensor) -> Result<Self> {
+        let (b, c, height, width) = planar.dims4()?;
+        let x = planar.permute((0, 2, 3, 1))?.contiguous()?.reshape((b, height * width, c))?;
+        Ok(FeatureMap { x, height, width })
+    }
+
+    /// To `[B, C, H, W]`.
+    pub(super) fn to_planar(&self) -> Result<Tensor> {
+        let (b, _, c) = self.x.dims3()?;
+        Ok(self.x.reshape((b, self.height, self.width, c))?.permute((0, 3, 1, 2))?.contiguous()?)
+    }
+
+    /// The same place with other values.
+    pub(super) fn with(&self, x: Tensor) -> Self {
+        FeatureMap { x, height: self.height, width: self.width }
+    }
+
+    pub(super) fn add(&self, other: &Tensor) -> Result<Self> {
+        Ok(self.with((&self.x + other)?))
+    }
+
+    /// The channels of both, this map's first.
+    pub(super) fn concat(&self, other: &Self) -> Result<Self> {
+        Ok(self.with(Tensor::cat(&[&self.x, &other.x], D::Minus1)?))
+    }
+
+    /// Every pixel twice in both directions.
+    pub(super) fn upsample_nearest(&self) -> Result<Self> {
+        let (b, _, c) = self.x.dims3()?;
+        let (h, w) = (self.height, self.width);
+        let x = self.x.reshape((b, h, 1, w, 1, c))?.broadcast_as((b, h, 2, w, 2, c))?;
+        let x = x.contiguous()?.reshape((b, 4 * h * w, c))?;
+        Ok(FeatureMap { x, height: 2 * h, width: 2 * w })
+    }
+}
+
+fn on_cpu(x: &Tensor) -> bool {
+    x.device().is_cpu()
+}
+
+/// A linear layer or a 1x1 convolution.
+#[derive(Debug, Clone)]
+pub(super) struct Linear(cpu::Linear);
+
+impl Linear {
+    pub(super) fn load(names: &Names, input: usize, output: usize) -> Result<Self> {
+        let weight = names.get("weight", (output, input))?;
+        Ok(Linear(cpu::Linear { weight, bias: Some(names.get("bias", output)?) }))
+    }
+
+    pub(super) fn load_without_bias(names: &Names, input: usize, output: usize) -> Result<Self> {
+        Ok(Linear(cpu::Linear { weight: names.get("weight", (output, input))?, bias: None }))
+    }
+
+    /// Several layers with the same input as one; their outputs lie side by side.
+    pub(super) fn joined(layers: &[Linear]) -> Result<Self> {
+        let weights: Vec<_> = layers.iter().map(|l| &l.0.weight).collect();
+        let biases: Option<Vec<_>> = layers.iter().map(|l| l.0.bias.as_ref()).collect();
+        let bias = biases.map(|b| Tensor::cat(&b, 0)).transpose()?;
+        Ok(Linear(cpu::Linear { weight: Tensor::cat(&weights, 0)?, bias }))
+    }
+
+    /// The same layer with its output multiplied, for a ControlNet's scale.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match on_cpu(x) {
+            true => Ok(x.apply_op1(self.0.clone())?),
+            false => portable::linear(x, &self.0.weight, self.0.bias.as_ref()),
+        }
+    }
+}
+
+/// A 3x3 convolution with padding 1.
+#[derive(Debug, Clone)]
+pub(super) struct Conv3x3 {
+    kernel: Arc<cpu::Kernel3x3>,
+    stride: usize,
+}
+
+impl Conv3x3 {
+    pub(super) fn load(names: &Names, input: usize, output: usize, stride: usize) -> Result<Self> {
+        let weight = names.get("weight", (output, input, 3, 3))?;
+        let kernel = Arc::new(cpu::Kernel3x3::new(&weight, names.get("bias", output)?)?);
+        Ok(Conv3x3 { kernel, stride })
+    }
+
+    pub(super) fn forward(&self, map: &FeatureMap) -> Result<FeatureMap> {
+        let FeatureMap { x, height, width } = map;
+        let (height, width, stride) = (*height, *width, self.stride);
+        let y = match on_cpu(x) {
+            true => x.apply_op1(cpu::Conv3x3 { kernel: self.kernel.clone(), height, width, stride })?,
+            false => portable::conv3x3(x, &self.kernel, height, width, stride)?,
+        };
+        Ok(FeatureMap { x: y, height: height.div_ceil(stride), width: width.div_ceil(stride) })
+    }
+}
+
+/// GroupNorm, optionally with the SiLU that follows it.
+#[derive(Debug, Clone)]
+pub(super) struct GroupNorm(cpu::GroupNorm);
+
+impl GroupNorm {
+    pub(super) fn load(names: &Names, channels: usize, groups: usize, eps: f64, silu: bool) -> Result<Self> {
+        let (weight, bias) = (names.get("weight", channels)?, names.get("bias", channels)?);
+        Ok(GroupNorm(cpu::GroupNorm { weight, bias, groups, eps, silu }))
+    }
+
+    pub(super) fn forward(&self, map: &FeatureMap) -> Result<FeatureMap> {
+        Ok(map.with(match on_cpu(&map.x) {
+            true => map.x.apply_op1(self.0.clone())?,
+            false => portable::group_norm(&map.x, &self.0)?,
+        }))
+    }
+}
+
+/// LayerNorm over the channels.
+#[derive(Debug, Clone)]
+pub(super) struct LayerNorm(cpu::LayerNorm);
+
+impl LayerNorm {
+    pub(super) fn load(names: &Names, channels: usize, eps: f64) -> Result<Self> {
+        let (weight, bias) = (names.get("weight", channels)?, names.get("bias", channels)?);
+        Ok(LayerNorm(cpu::LayerNorm { weight, bias, eps }))
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match on_cpu(x) {
+            true => Ok(x.apply_op1(self.0.clone())?),
+            false => portable::layer_norm(x, &self.0),
+        }
+    }
+}
+
+/// `q: [B, N, C]`, `kv: [B, M, 2C]` to `[B, N, C]`.
+pub(super) fn attention(q: &Tensor, kv: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+    let op = cpu::Attention { heads, causal };
+    match on_cpu(q) {
+        true => Ok(q.apply_op2(kv, op)?),
+        false => portable::attention(q, kv, op),
+    }
+}
+
+/// `[.., 2C]` to `[.., C]`.
+pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
+    match on_cpu(x) {
+        true => Ok(x.apply_op1(cpu::Geglu)?),
+        false => portable::geglu(x),
+    }
+}

@@ -1,0 +1,154 @@
+//! CLIP's text encoder (arXiv 2103.00020; transformers `CLIPTextModel`), with the style vectors in place of words.
+
+use super::layers::{LayerNorm, Linear, attention};
+use crate::bundle::Bundle;
+use crate::bundle::config::TextConfig;
+use crate::bundle::weights::Names;
+use crate::prompt::{Conditioning, Tokens};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use sha2::{Digest, Sha256};
+
+/// Turns tokens into text states.
+#[derive(Debug)]
+pub struct TextEncoder {
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+}
+
+impl TextEncoder {
+    /// Loads the bundle's text encoder as f32. Names may carry the prefix `text_model.` (older checkpoints) or not.
+    ///
+    /// # Errors
+    /// Every tensor that is missing or misshapen, by name.
+    pub fn load(bundle: &Bundle) -> Result<Self> {
+        let weights = bundle.weights("text_encoder")?;
+        let config = &bundle.text;
+        let prefixed = weights.contains("text_model.final_layer_norm.weight");
+        let names = if prefixed { weights.root().pp("text_model") } else { weights.root() };
+        let (width, embeddings) = (config.hidden_size, names.pp("embeddings"));
+        let encoder = TextEncoder {
+            token_embedding: embeddings.get("token_embedding.weight", (config.vocab_size, width))?,
+            position_embedding: embeddings
+                .get("position_embedding.weight", (config.max_position_embeddings, width))?,
+            layers: (0..config.num_hidden_layers)
+                .map(|i| Layer::load(&names.pp("encoder.layers").pp(i), config))
+                .collect::<Result<_>>()?,
+            final_layer_norm: LayerNorm::load(&names.pp("final_layer_norm"), width, config.layer_norm_eps)?,
+        };
+        weights.finish()?;
+        Ok(encoder)
+    }
+
+    /// Channels of a word's (and so of a style's) vector.
+    pub fn width(&self) -> usize {
+        self.token_embedding.dims()[1]
+    }
+
+    /// The vector of one word of the table, `[D]`.
+    ///
+    /// # Errors
+    /// If the table has no such row.
+    pub fn word_vector(&self, id: u32) -> Result<Tensor> {
+        let rows = self.token_embedding.dim(0)?;
+        if id as usize >= rows {
+            return Err(Error::Usage(format!("token {id} is outside the text encoder's table of {rows} words")));
+        }
+        Ok(self.token_embedding.get(id as usize)?)
+    }
+
+    /// The word table `[words, D]`; nothing in this program changes it.
+    pub fn word_table(&self) -> &Tensor {
+        &self.token_embedding
+    }
+
+    /// Names the text encoder that a style was learned for: sha256 of the word table as little-endian f16, which f32 and
+    /// f16 copies of a model share, in hexadecimal.
+    ///
+    /// # Errors
+    /// If the table cannot be read back.
+    pub fn base(&self) -> Result<String> {
+        let mut sha = Sha256::new();
+        for value in self.token_embedding.flatten_all()?.to_vec1::<f32>()? {
+            sha.update(half::f16::from_f32(value).to_le_bytes());
+        }
+        Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Word and position vectors of one prompt, `[1, 77, D]`; `styles[i]: [D]` stands wherever the prompt has style `i`.
+    ///
+    /// # Errors
+    /// If the prompt names a style that is not given, or a word outside the table.
+    pub fn embed(&self, tokens: &Tokens, styles: &[Tensor]) -> Result<Tensor> {
+        let ids = Tensor::new(tokens.ids.as_slice(), &Device::Cpu)?;
+        let words = self.token_embedding.index_select(&ids, 0)?;
+        let mut pieces = vec![];
+        let mut next = 0;
+        for &(position, style) in &tokens.styles {
+            let vector = styles.get(style).ok_or_else(|| {
+                Error::Usage(format!("the prompt has {} styles, only {} are given", style + 1, styles.len()))
+            })?;
+            pieces.push(words.narrow(0, next, position - next)?);
+            pieces.push(vector.unsqueeze(0)?);
+            next = position + 1;
+        }
+        pieces.push(words.narrow(0, next, tokens.ids.len() - next)?);
+        let pieces: Vec<_> = pieces.into_iter().filter(|p| p.dims()[0] > 0).collect();
+        let positions = self.position_embedding.narrow(0, 0, tokens.ids.len())?;
+        Ok((Tensor::cat(&pieces, 0)? + positions)?.unsqueeze(0)?)
+    }
+
+    /// States `[B, 77, D]` of embedded prompts `[B, 77, D]`.
+    ///
+    /// # Errors
+    /// If the width differs.
+    pub fn forward(&self, embedded: &Tensor) -> Result<Conditioning> {
+        let mut x = embedded.contiguous()?;
+        for layer in &self.layers {
+            x = layer.forward(&x)?;
+        }
+        Ok(Conditioning(self.final_layer_norm.forward(&x)?))
+    }
+}
+
+#[derive(Debug)]
+struct Layer {
+    layer_norm1: LayerNorm,
+    qkv_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: usize,
+    quick: bool,
+}
+
+impl Layer {
+    fn load(names: &Names, config: &TextConfig) -> Result<Self> {
+        let width = config.hidden_size;
+        let norm = |name| LayerNorm::load(&names.pp(name), width, config.layer_norm_eps);
+        let project = |name| Linear::load(&names.pp("self_attn").pp(name), width, width);
+        Ok(Layer {
+            layer_norm1: norm("layer_norm1")?,
+            qkv_proj: Linear::joined(&[project("q_proj")?, project("k_proj")?, project("v_proj")?])?,
+            out_proj: project("out_proj")?,
+            layer_norm2: norm("layer_norm2")?,
+            fc1: Linear::load(&names.pp("mlp.fc1"), width, config.intermediate_size)?,
+            fc2: Linear::load(&names.pp("mlp.fc2"), config.intermediate_size, width)?,
+            heads: config.num_attention_heads,
+            quick: config.hidden_act == "quick_gelu",
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let c = x.dim(2)?;
+        let qkv = self.qkv_proj.forward(&self.layer_norm1.forward(x)?)?;
+        let seen = attention(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?, self.heads, true)?;
+        let x = (x + self.out_proj.forward(&seen)?)?;
+        let h = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
+        let h = if self.quick { (&h / ((&h * -1.702)?.exp()? + 1.0)?)? } else { h.gelu_erf()? };
+        Ok((&x + self.fc2.forward(&h)?)?)
+    }
+}

@@ -1,0 +1,76 @@
+//! A frozen linear layer (and so a 1x1 convolution).
+
+use crate::matrix::{ALL_CORES, Into, Mat, matmul};
+use crate::{floats, output, with_weight};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+/// `y = x W^T + b`, `x: [.., in]`, `W: [out, in]`, `b: [out]`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+}
+
+impl CustomOp1 for Linear {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, k) = self.weight.dims2()?;
+        let (x, m, shape) = rows(storage, layout, k, n)?;
+        let mut y = Vec::with_capacity(m * n);
+        let into = match &self.bias {
+            Some(bias) => with_weight(bias, |b| {
+                (0..m).for_each(|_| y.extend_from_slice(b));
+                Ok(Into::Add)
+            })?,
+            None => {
+                y.resize(m * n, 0.0);
+                Into::Overwrite
+            }
+        };
+        with_weight(&self.weight, |w| {
+            matmul(&mut y, n, into, 1.0, Mat::rows(x, m, k, k), Mat::rows(w, n, k, k).t(), ALL_CORES);
+            Ok(())
+        })?;
+        Ok(output(y, shape))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&LinearBackward(&self.weight))?))
+    }
+}
+
+/// `dx = dy W`.
+struct LinearBackward<'a>(&'a Tensor);
+
+impl CustomOp1 for LinearBackward<'_> {
+    fn name(&self) -> &'static str {
+        "frozen-linear-backward"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, k) = self.0.dims2()?;
+        let (dy, m, shape) = rows(storage, layout, n, k)?;
+        let mut dx = vec![0.0; m * k];
+        with_weight(self.0, |w| {
+            matmul(&mut dx, k, Into::Overwrite, 1.0, Mat::rows(dy, m, n, n), Mat::rows(w, n, k, k), ALL_CORES);
+            Ok(())
+        })?;
+        Ok(output(dx, shape))
+    }
+}
+
+/// The argument as `m` rows of `width`, and the result's shape with rows of `out`.
+fn rows<'a>(storage: &'a CpuStorage, layout: &Layout, width: usize, out: usize) -> Result<(&'a [f32], usize, Shape)> {
+    let mut dims = layout.dims().to_vec();
+    match dims.last_mut() {
+        Some(last) if *last == width => *last = out,
+        _ => bail!("a linear layer for {width} features got {:?}", layout.shape()),
+    }
+    let x = floats(storage, layout)?;
+    Ok((x, x.len() / width, dims.into()))
+}

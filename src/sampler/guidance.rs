@@ -85,7 +85,7 @@ impl Guidance {
     pub fn combine(&self, predictions: &Tensor) -> Result<Tensor> {
         let terms = self.terms();
         let stacked = predictions.dims().first().copied().unwrap_or(0);
-        if stacked == 0 || stacked % terms.len() != 0 {
+        if stacked == 0 || !stacked.is_multiple_of(terms.len()) {
             return Err(Error::Usage(format!(
                 "predictions of shape {:?} cannot be shared among {} branches; stack one batch for each",
                 predictions.dims(),

@@ -24,3 +24,27 @@ impl Solver for Lcm {
         weighted_sum(&[(step.to.alpha, &f), (step.to.sigma, &z)])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+    use candle_core::Device;
+
+    /// Real timesteps lie where `c_skip` vanishes, so no run shows it.
+    #[test]
+    fn boundary_condition() {
+        let x = Tensor::full(3.0f32, (1, 4, 2, 2), &Device::Cpu).unwrap();
+        let x0 = Tensor::full(2.0f32, (1, 4, 2, 2), &Device::Cpu).unwrap();
+        // c_skip = 1 at t = 0, and 1/2 with c_out = sqrt(1/2) where the scaled t is sigma_data.
+        for (timestep, expected) in [(0.0, 3.0), (0.05, 1.5 + 2.0 * 0.5f32.sqrt())] {
+            let step = Step { timestep, from: Level { alpha: 0.8, sigma: 0.6 }, to: Level::CLEAN };
+            let mut lcm = Lcm { timestep_scaling: 10.0 };
+            let f = lcm.step(&step, &x, &x0, &mut |shape| panic!("noise {shape:?} at the last step")).unwrap();
+            for value in f.flatten_all().unwrap().to_vec1::<f32>().unwrap() {
+                // Three roundings of values below 4.
+                assert!((value - expected).abs() <= 4.0 * f32::EPSILON, "{value}, not {expected}");
+            }
+        }
+    }
+}

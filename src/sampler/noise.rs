@@ -143,7 +143,7 @@ impl TorchRng {
     fn normals(&mut self, size: usize) -> Vec<f32> {
         let mut data: Vec<f32> = (0..size).map(|_| self.uniform_f32()).collect();
         data.chunks_exact_mut(16).for_each(box_muller_16);
-        if size % 16 != 0 {
+        if !size.is_multiple_of(16) {
             let last = &mut data[size - 16..];
             last.fill_with(|| self.uniform_f32());
             box_muller_16(last);

@@ -347,7 +347,7 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    pub(crate) const STABLE_DIFFUSION: &str = r#"{"_class_name": "PNDMScheduler", "beta_start": 0.00085,
+    const STABLE_DIFFUSION: &str = r#"{"_class_name": "PNDMScheduler", "beta_start": 0.00085,
         "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "set_alpha_to_one": false,
         "skip_prk_steps": true, "steps_offset": 1, "trained_betas": null, "clip_sample": false}"#;
 

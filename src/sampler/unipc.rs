@@ -1,4 +1,4 @@
-//! UniPC, arXiv 2302.04867, of order 2: predictor UniP-2 and corrector UniC-2 with B(h) = e^h - 1 ("bh2"), predicting data.
+//! UniPC-2, arXiv 2302.04867: predictor UniP-2 and corrector UniC-2, B(h) = e^h - 1 ("bh2"), on data predictions.
 
 use super::{Level, NoiseSource, Solver, Step, weighted_sum};
 use crate::Result;

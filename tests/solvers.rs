@@ -214,7 +214,7 @@ fn training_latents_and_targets_are_those_of_diffusers() {
     ] {
         let apart = difference(&thinned(&latents.unwrap()), &values(&fixtures[name]));
         println!("{name}: {apart:e}");
-        // Three roundings of values below 4, and alpha bar an ulp apart, which sigma at timestep 3 sees 20 times larger.
+        // Three roundings of values below 4; sigma at timestep 3 sees an ulp of alpha bar 20 times larger.
         assert!(apart <= 4.0 * 4.0 * f32::EPSILON, "{name}: {apart:e}");
     }
     assert!(schedule.add_noise(&x0, &noise, &[3.0]).is_err());

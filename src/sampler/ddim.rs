@@ -1,4 +1,4 @@
-//! DDIM, arXiv 2010.02502, eq. 12 with eta = 0: the deterministic step, and the same step walked up from a clean latent.
+//! DDIM, arXiv 2010.02502, eq. 12 with eta = 0: the deterministic step, and the same walked up from a clean latent.
 
 use super::{Denoiser, NoiseSource, OnStep, Plan, PredictionType, Solver, Step, StepReport, weighted_sum};
 use crate::Result;
@@ -18,8 +18,8 @@ impl Solver for Ddim {
 /// clean latent `x0`, up to the discretisation.
 ///
 /// The plan's steps are walked backwards: from each step's `to` level up to its `from` level, with the network told the
-/// step's own timestep, the one being walked to. For a plan of [`super::Sampler::Ddim`] these are the timesteps, levels and
-/// results of diffusers' `DDIMInverseScheduler` with the same configuration and number of steps (its list is the
+/// step's own timestep, the one being walked to. For a plan of [`super::Sampler::Ddim`] these are the timesteps, levels
+/// and results of diffusers' `DDIMInverseScheduler` with the same configuration and number of steps (its list is the
 /// plan's, reversed; with a strength below 1, its beginning); the other solvers' plans give their own timesteps and
 /// start from no noise at all. For networks that predict the sample, the noise is read off at the told timestep, as
 /// for epsilon, since `x0` itself holds none.

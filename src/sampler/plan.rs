@@ -65,21 +65,8 @@ impl Plan {
             }
             _ => 1.0,
         };
-        let timesteps = &timesteps[steps - kept..];
-        let steps = (0..kept)
-            .map(|i| {
-                let to = match (sampler, timesteps.get(i + 1)) {
-                    // DDIMScheduler.step looks a whole ratio back, whatever the next timestep is.
-                    (Sampler::Ddim, _) => match timesteps[i] - (n / steps) as f64 {
-                        previous if previous < 0.0 => schedule.final_level(),
-                        previous => schedule.level(previous)?,
-                    },
-                    (_, Some(&next)) => schedule.level(next)?,
-                    (_, None) => Level::CLEAN,
-                };
-                Ok(Step { timestep: timesteps[i], from: schedule.level(timesteps[i])?, to })
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let ratio = (n / steps) as f64;
+        let steps = between_levels(schedule, sampler, &timesteps[steps - kept..], ratio)?;
         let (prediction_type, timestep_scaling) = (config.prediction_type, config.timestep_scaling);
         Ok(Plan { sampler, steps, prediction_type, prior_sigma, timestep_scaling })
     }
@@ -132,6 +119,21 @@ impl Plan {
             Sampler::Lcm => Box::new(super::lcm::Lcm { timestep_scaling: self.timestep_scaling }),
         }
     }
+}
+
+/// Each timestep with the levels before and after it; `ratio` is what DDIM takes for the distance of two timesteps.
+fn between_levels(schedule: &Schedule, sampler: Sampler, timesteps: &[f64], ratio: f64) -> Result<Vec<Step>> {
+    let step = |(i, &timestep): (usize, &f64)| {
+        let to = match (sampler, timesteps.get(i + 1)) {
+            // DDIMScheduler.step looks a whole ratio back, whatever the next timestep is.
+            (Sampler::Ddim, _) if timestep < ratio => schedule.final_level(),
+            (Sampler::Ddim, _) => schedule.level(timestep - ratio)?,
+            (_, Some(&next)) => schedule.level(next)?,
+            (_, None) => Level::CLEAN,
+        };
+        Ok(Step { timestep, from: schedule.level(timestep)?, to })
+    };
+    timesteps.iter().enumerate().map(step).collect()
 }
 
 fn spacing(schedule: &Schedule, sampler: Sampler) -> TimestepSpacing {

@@ -4,7 +4,7 @@ Command, from the repository root:
     python tests/reference/solvers.py tests/fixtures/solvers.safetensors
 Versions: torch 2.15.0, diffusers 0.42.1, numpy 2.4.6, safetensors 0.8.0 (written into the file's metadata).
 
-Latents are stored in the variance-preserving scaling, every 13th value of [1, 4, 8, 8] after every step; the toy network
+Versions: torch 2.15.0, diffusers 0.42.1, numpy 2.4.6, safetensors 0.8.0 (also in the metadata of the file).
 mixes neighbours, so that the stored values depend on all of them.
 """
 

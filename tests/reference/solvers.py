@@ -2,10 +2,10 @@
 
 Command, from the repository root:
     python tests/reference/solvers.py tests/fixtures/solvers.safetensors
-Versions: torch 2.15.0, diffusers 0.42.1, numpy 2.4.6, safetensors 0.8.0 (written into the file's metadata).
-
 Versions: torch 2.15.0, diffusers 0.42.1, numpy 2.4.6, safetensors 0.8.0 (also in the metadata of the file).
-mixes neighbours, so that the stored values depend on all of them.
+
+Latents are stored in the variance-preserving scaling, every 13th value of [1, 4, 8, 8] after every step; the toy
+network mixes neighbours, so that the stored values depend on all of them.
 """
 
 import sys
@@ -150,7 +150,7 @@ def main():
     solvers(out, x0, noise)
     inversion(out, x0)
     random_numbers(out)
-    versions = {m.__name__: m.__version__ for m in (torch, diffusers, np, safetensors)}
+    versions = {"versions": ", ".join(f"{m.__name__} {m.__version__}" for m in (torch, diffusers, np, safetensors))}
     save_file({name: tensor.contiguous() for name, tensor in out.items()}, sys.argv[1], metadata=versions)
 
 

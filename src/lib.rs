@@ -9,5 +9,6 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod sampler;
 
 pub use error::{Error, Result};

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from model import STAGES, Model, photograph, stage, unit, write
+from model import STAGES, Model, photograph, rounding, stage, unit, write
 
 TEMPLATE = "A painting of a mountain, in the style of {}"
 TIMES = [57, 345, 498, 845]
@@ -32,36 +32,42 @@ def quarters(model, side):
     return model.vae.encode(torch.cat(rows.chunk(2, dim=3))).latent_dist.mode() * model.vae.config.scaling_factor
 
 
-def main():
-    args = argparse.ArgumentParser()
-    args.add_argument("model"), args.add_argument("out")
-    args = args.parse_args()
-    model, generator = Model(args.model), torch.Generator().manual_seed(31)
-    side = 8 if model.factor == 8 else 16
-    z = quarters(model, side)
-    noise, t = torch.randn(z.shape, generator=generator), torch.tensor(TIMES)
-    before = model.plausible_vectors(seed=32)
+def learn(model, data, before, steps):
+    """`steps` updates on the same data: the loss and the gradients before each, the vectors after each."""
+    noising = DDPMScheduler.from_config(model.pipe.scheduler.config)
     vectors = torch.nn.Parameter(before.clone())
     model.use_vectors(vectors)
     ids = model.stage_ids(TEMPLATE)
-    noising = DDPMScheduler.from_config(model.pipe.scheduler.config)
     optimizer = torch.optim.AdamW([vectors], **ADAMW)
     losses, grads, after = [], [], []
-    for _ in range(3):
+    for _ in range(steps):
         optimizer.zero_grad()
-        loss = error(model, noising, ids, z, noise, t)
+        loss = error(model, noising, ids, data["z"], data["noise"], data["t"])
         loss.backward()
         losses.append(loss.detach()), grads.append(vectors.grad.clone())
         optimizer.step()
         after.append(vectors.detach().clone())
-    sizes = grads[0].norm(dim=1)
-    print("  loss", [round(float(v), 6) for v in losses], "gradient norms", [f"{v:.2e}" for v in sizes.tolist()])
+    return {"ids": ids, "vectors": before, "loss": losses[0], "grads": grads[0], "vectors.after": after[0],
+            "vectors.after3": after[-1], "loss3": torch.stack(losses)}
+
+
+def main():
+    args = argparse.ArgumentParser()
+    args.add_argument("model"), args.add_argument("out")
+    args = args.parse_args()
+    model, t = Model(args.model), torch.tensor(TIMES)
+    z = quarters(model, 8 if model.factor == 8 else 16)
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(31))
+    before = model.plausible_vectors(seed=32)
+    tensors = learn(model, {"z": z, "noise": noise, "t": t}, before, steps=3)
+    twins = learn(model.double(), {"z": z.double(), "noise": noise.double(), "t": t}, before.double(), steps=3)
+    sizes = tensors["grads"].norm(dim=1)
+    print("  loss", [round(float(v), 6) for v in tensors["loss3"]], "gradients", [f"{v:.2e}" for v in sizes.tolist()])
     assert [bool(v) for v in sizes] == [k in {stage(v) for v in TIMES} for k in range(STAGES)]
-    tensors = {"z": z, "noise": noise, "t": t, "ids": ids, "vectors": before, "loss": losses[0], "grads": grads[0],
-               "vectors.after": after[0], "vectors.after3": after[2], "loss3": torch.stack(losses),
-               "noised": noising.add_noise(z, noise, t)}
-    recipe = {"model": model.name, "template": TEMPLATE, "adamw": ADAMW, "stages": [stage(v) for v in TIMES]}
-    write(args.out, tensors, recipe, LIMIT)
+    recipe = {"model": model.name, "template": TEMPLATE, "adamw": ADAMW, "stages": [stage(v) for v in TIMES],
+              "rounding": rounding(tensors, twins)}
+    print("  rounding", recipe["rounding"])
+    write(args.out, tensors | {"z": z, "noise": noise, "t": t}, recipe, LIMIT)
 
 
 main()

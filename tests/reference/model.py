@@ -48,6 +48,13 @@ class Model:
         self.table = self.text.get_input_embeddings().weight
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def double(self):
+        """The same weights in float64, to see how far float32 rounds."""
+        for part in (self.unet, self.vae, self.text, self.controlnet):
+            part.double()
+        assert self.table.dtype == torch.float64
+        return self
+
     def ids(self, prompts):
         """I64 [B, 77], begun, ended, cut and padded as the pipelines do."""
         return self.tokenizer(prompts, padding="max_length", max_length=77, truncation=True,
@@ -106,6 +113,12 @@ def soft_edges(rgb):
     kernels = torch.stack([torch.outer(smooth, difference), torch.outer(difference, smooth)]).unsqueeze(1)
     gradient = F.conv2d(F.pad(y, (1, 1, 1, 1), mode="replicate"), kernels)
     return (4 * gradient.square().sum(1, keepdim=True).sqrt()).clamp(0, 1).expand(-1, 3, -1, -1).contiguous()
+
+
+def rounding(single, double):
+    """Largest difference of each float32 tensor from its float64 twin, by name."""
+    assert single.keys() == double.keys()
+    return {k: float(f"{(v - double[k]).abs().max():.2e}") for k, v in single.items() if v.is_floating_point()}
 
 
 def write(path, tensors, recipe, limit=None):

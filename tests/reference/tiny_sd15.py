@@ -63,6 +63,8 @@ INDEX = {
 }
 PROMPTS = ["a painting of a mountain, in the style of watercolor", "a photo of two boats on the sea", "", "castle",
            "a painting in the style of oil", "flowers in a vase, in dark muted blue tones", "a cat", "portrait"]
+GAINS = {".to_q.": 1.8, ".to_k.": 1.8, ".q_proj.": 1.8, ".k_proj.": 1.8, ".attn2.to_v": 1.5, ".attn2.to_out": 1.5,
+         ".proj_out.": 0.3, ".conv2.": 0.3, "controlnet_": 0.3}
 LATENT_SCALE = 0.18215  # AutoencoderKL's default, which SD 1.5's configuration relies on
 
 
@@ -74,12 +76,12 @@ def write_json(path, value):
 
 
 def gain(name):
-    """How much larger than 1/sqrt(inputs) a weight's spread is. Attention must choose, and its choice must count."""
-    if ".to_q." in name or ".to_k." in name or ".q_proj." in name or ".k_proj." in name:
-        return 1.8
-    if ".attn2.to_out" in name or ".attn2.to_v" in name:
-        return 2.0
-    return 0.5 if "controlnet_" in name else 1.0
+    """How much larger than 1/sqrt(inputs) a weight's spread is.
+
+    Attention must choose, and its choice must count; residual branches must leave the noise in sight of conv_out.
+    """
+    found = [g for part, g in GAINS.items() if part in name]
+    return found[0] if found else 1.0
 
 
 def randomise(module, seed):
@@ -118,7 +120,7 @@ def settle_unet(unet, states, seed):
     z = torch.randn(128, 4, 4, 4, generator=generator)
     z = torch.nn.functional.interpolate(z, scale_factor=4, mode="bilinear")
     z = z / z.std() + 0.3 * torch.randn(z.shape, generator=generator)
-    noise, t = torch.randn(z.shape, generator=generator), torch.randint(1, 1000, (len(z),), generator=generator)
+    noise, t = torch.randn(z.shape, generator=generator), torch.randint(300, 1000, (len(z),), generator=generator)
     noised = DDPMScheduler.from_config(SCHEDULER).add_noise(z, noise, t)
     which = torch.randint(0, len(states), (len(z),), generator=generator)
     hook = unet.conv_out.register_forward_pre_hook(lambda _m, args: features.append(args[0]))
@@ -127,9 +129,9 @@ def settle_unet(unet, states, seed):
     columns = torch.nn.functional.unfold(features[0], 3, padding=1).transpose(1, 2).flatten(0, 1).double()
     columns = torch.cat([columns, torch.ones(len(columns), 1)], dim=1)
     wanted = noise.flatten(2).transpose(1, 2).flatten(0, 1).double()
-    ridge = 1e-2 * len(columns) * torch.eye(columns.shape[1])
+    ridge = 1e-3 * len(columns) * torch.eye(columns.shape[1])
     solved = torch.linalg.solve(columns.T @ columns + ridge, columns.T @ wanted)
-    random_part = 0.15 * torch.randn(unet.conv_out.weight.shape, generator=generator) / 12
+    random_part = 0.1 * torch.randn(unet.conv_out.weight.shape, generator=generator) / 12
     unet.conv_out.weight.copy_(solved[:-1].T.reshape(unet.conv_out.weight.shape).float() + random_part)
     unet.conv_out.bias.copy_(solved[-1].float())
     print(f"  noise error {(unet(noised, t, states[which]).sample - noise).square().mean():.3f}")

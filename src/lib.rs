@@ -8,6 +8,9 @@
 //! code; the rooms below follow it in order, and no room uses one to its right.
 #![forbid(unsafe_code)]
 
+pub mod bundle;
+pub mod camera;
 pub mod error;
+pub mod side;
 
 pub use error::{Error, Result};

@@ -11,6 +11,7 @@
 pub mod bundle;
 pub mod camera;
 pub mod error;
+pub mod prompt;
 pub mod side;
 
 pub use error::{Error, Result};

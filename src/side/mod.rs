@@ -1,0 +1,3 @@
+//! The frozen helpers beside the networks.
+
+pub mod soft_edges;

@@ -293,12 +293,12 @@ fn quick_gelu() -> String {
 }
 
 impl TextConfig {
-    fn problems(&self) -> Vec<String> {
+    pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = vec![];
         if !["quick_gelu", "gelu"].contains(&self.hidden_act.as_str()) {
             problems.push(format!("text_encoder: hidden_act {} is not supported, only quick_gelu and gelu", self.hidden_act));
         }
-        if self.num_attention_heads == 0 || self.hidden_size % self.num_attention_heads != 0 {
+        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             problems.push(format!(
                 "text_encoder: hidden_size {} does not divide into {} heads",
                 self.hidden_size, self.num_attention_heads
@@ -329,7 +329,7 @@ fn sd_scaling() -> f64 {
 }
 
 impl VaeConfig {
-    fn problems(&self) -> Vec<String> {
+    pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = vec![];
         if self.shift_factor.is_some_and(|s| s != 0.0) {
             problems.push("vae: shift_factor is not supported, only null".into());

@@ -45,7 +45,7 @@ enum Part {
 }
 
 /// A prompt's token ids, ready for the text encoder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// `[77]`: start, text, end, padding. At a style's position stands [`Tokens::STYLE_PLACEHOLDER`].
     pub ids: Vec<u32>,

@@ -13,5 +13,6 @@ pub mod camera;
 pub mod error;
 pub mod prompt;
 pub mod side;
+pub mod style;
 
 pub use error::{Error, Result};

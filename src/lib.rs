@@ -10,6 +10,7 @@
 
 pub mod bundle;
 pub mod camera;
+pub mod canvas;
 pub mod error;
 pub mod prompt;
 pub mod side;

@@ -204,7 +204,7 @@ impl Config {
     /// `model_max_length`, which some files leave at a huge number: CLIP's text encoder has no more than 77 positions.
     fn positions(&self, folder: &Path) -> Result<usize> {
         let Some(length) = self.config.get("model_max_length").and_then(Value::as_f64) else { return Ok(POSITIONS) };
-        if !(length >= 3.0) {
+        if length < 3.0 {
             let what = format!("model_max_length is {length}, which leaves no room for a word; 77 is usual");
             return Err(Error::file(&folder.join("tokenizer_config.json"), what));
         }
@@ -300,7 +300,8 @@ mod tests {
     #[test]
     fn bad_files_are_named() {
         let vocabulary = std::fs::read_to_string(model_folder().join("vocab.json")).unwrap();
-        let cases: [(&[&str], &[(&str, &str)], &str); 9] = [
+        type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+        let cases: [Case; 9] = [
             (&[], &[], "neither tokenizer.json nor vocab.json"),
             (&[], &[("tokenizer.json", "")], "tokenizer.json"),
             (&[], &[("tokenizer.json", "{}")], "tokenizer.json"),

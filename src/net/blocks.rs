@@ -23,6 +23,15 @@ impl TextKv {
         let layer = |i: usize| Tensor::cat(&parts.iter().map(|p| &p.0[i]).collect::<Vec<_>>(), 0);
         Ok(TextKv((0..layers).map(layer).collect::<candle_core::Result<_>>()?))
     }
+
+    /// The texts of the given rows of the batch, `[rows, 77, 2C]` each.
+    ///
+    /// # Errors
+    /// If a row does not exist.
+    pub fn rows(&self, rows: &[u32]) -> Result<Self> {
+        let rows = Tensor::new(rows, &Device::Cpu)?;
+        Ok(TextKv(self.0.iter().map(|kv| kv.index_select(&rows, 0)).collect::<candle_core::Result<_>>()?))
+    }
 }
 
 /// Hands out keys and values in path order.

@@ -1,3 +1,4 @@
-//! The frozen helpers beside the networks.
+//! The frozen helpers beside the networks: the VAE in tract, and control pictures.
 
 pub mod soft_edges;
+pub mod vae;

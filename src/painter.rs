@@ -1,0 +1,147 @@
+//! camera -> Frame -> Latent -> denoising steps -> Latent -> Canvas.
+
+mod guided;
+mod order;
+
+pub use order::{Inversion, Order, StyleChoice};
+
+use crate::bundle::Bundle;
+use crate::camera::Frame;
+use crate::canvas::Canvas;
+use crate::net::{ControlNet, Latent, TextEncoder, Unet};
+use crate::prompt::Tokenizer;
+use crate::sampler::{OnStep, Plan, Schedule, SchedulerConfig, TorchRng, ddim, sample};
+use crate::side::{soft_edges::soft_edges, vae::Vae};
+use crate::{Error, Result};
+use guided::{Control, Guided};
+use std::path::Path;
+
+/// An opened model, ready to paint.
+#[derive(Debug)]
+pub struct Painter {
+    bundle: Bundle,
+    schedule: Schedule,
+    tokenizer: Tokenizer,
+    text: TextEncoder,
+    unet: Unet,
+    controlnet: Option<ControlNet>,
+    vae: Vae,
+}
+
+impl Painter {
+    /// Paints an order. The same order on the same device gives the same picture, byte for byte.
+    ///
+    /// # Errors
+    /// Whatever an arrow of the sentence reports, and any error `on_step` returns.
+    pub fn paint(&self, order: &Order, on_step: &mut OnStep<'_>) -> Result<Canvas> {
+        let (width, height) = order.size(&self.bundle)?;
+        let plan = Plan::new(&self.schedule, order.sampler, order.steps, order.strength()?)?;
+        let mut rng = TorchRng::new(order.seed);
+
+        let content = order.content.as_ref().map(|frame| frame.resize_to_cover(width, height)).transpose()?;
+        let control = self.control(order, content.as_ref())?;
+        let start = match &content {
+            Some(frame) => self.invert(order, &plan, frame, control.as_ref(), &mut rng)?,
+            None => plan.start(&rng.randn(&self.latent_shape(width, height))?)?,
+        };
+        let mut denoiser = Guided::new(self, order, control)?;
+        let latent = sample(&mut denoiser, &plan, start, &mut |shape| rng.randn(shape), on_step)?;
+        Canvas::from_planar(&self.vae.decode(&Latent(latent))?)
+    }
+
+    /// A picture's latent, carried up to the plan's first timestep: by noise (SDEdit, as in the paper) or by running the
+    /// denoiser backwards (DDIM inversion).
+    fn invert(
+        &self,
+        order: &Order,
+        plan: &Plan,
+        frame: &Frame,
+        control: Option<&Control>,
+        rng: &mut TorchRng,
+    ) -> Result<candle_core::Tensor> {
+        let posterior = self.vae.encode(frame)?;
+        match order.inversion {
+            Inversion::Noise => {
+                let shape = self.latent_shape(frame.width(), frame.height());
+                let latent = posterior.sample(&rng.randn(&shape)?)?;
+                plan.add_noise(&latent.0, &rng.randn(&shape)?)
+            }
+            Inversion::Ddim => {
+                let mut denoiser = Guided::new(self, &order.context_alone(), control.cloned())?;
+                ddim::invert(&mut denoiser, plan, &posterior.mode()?.0, &mut |_| Ok(()))
+            }
+        }
+    }
+
+    /// The content's soft edges, as the ControlNet sees them.
+    fn control(&self, order: &Order, content: Option<&Frame>) -> Result<Option<Control>> {
+        match (&self.controlnet, content) {
+            (Some(net), Some(frame)) if order.control_scale != 0.0 => {
+                Ok(Some(Control { hint: net.hint(&soft_edges(frame)?)?, scale: order.control_scale }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Opens a model folder and loads every network.
+    ///
+    /// # Errors
+    /// If a part is missing, damaged or of a kind that is not supported; everything wrong with it is named.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let bundle = Bundle::open(folder)?;
+        let path = bundle.scheduler();
+        let config = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let schedule = SchedulerConfig::from_json(&config).and_then(Schedule::new);
+        Ok(Painter {
+            schedule: schedule.map_err(|e| Error::file(&path, e.to_string()))?,
+            tokenizer: Tokenizer::open(bundle.tokenizer())?,
+            text: TextEncoder::load(&bundle)?,
+            unet: Unet::load(&bundle)?,
+            controlnet: bundle.controlnet.is_some().then(|| ControlNet::load(&bundle)).transpose()?,
+            vae: Vae::open(&bundle)?,
+            bundle,
+        })
+    }
+
+    /// The model's folder and configuration.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The text encoder.
+    pub fn text_encoder(&self) -> &TextEncoder {
+        &self.text
+    }
+
+    /// The UNet.
+    pub fn unet(&self) -> &Unet {
+        &self.unet
+    }
+
+    /// The VAE.
+    pub fn vae(&self) -> &Vae {
+        &self.vae
+    }
+
+    /// The noise schedule.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// A quick look at an unfinished painting: the denoised estimate of a step, decoded.
+    ///
+    /// # Errors
+    /// If the latent is not `[1, 4, h, w]`.
+    pub fn preview(&self, denoised: &candle_core::Tensor) -> Result<Canvas> {
+        Canvas::from_planar(&self.vae.decode(&Latent(denoised.clone()))?)
+    }
+
+    fn latent_shape(&self, width: usize, height: usize) -> [usize; 4] {
+        [1, self.bundle.unet.in_channels, height / self.vae.factor(), width / self.vae.factor()]
+    }
+}

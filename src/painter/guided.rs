@@ -1,0 +1,118 @@
+//! The networks as one denoiser: guidance branches in one batch, a ControlNet beside the UNet, and text keys and values
+//! computed once for each prompt and stage.
+
+use super::{Order, Painter, StyleChoice};
+use crate::Result;
+use crate::net::TextKv;
+use crate::net::controlnet::ControlHint;
+use crate::prompt::{Template, Tokens};
+use crate::sampler::{Branch, Denoiser, Guidance};
+use crate::style::{Style, stage_of};
+use candle_core::{Device, Tensor};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// What the ControlNet reads, and how loud it speaks.
+#[derive(Debug, Clone)]
+pub(super) struct Control {
+    pub(super) hint: ControlHint,
+    pub(super) scale: f64,
+}
+
+/// Prompts' keys and values for the UNet and, where one speaks, the ControlNet.
+struct Text {
+    unet: TextKv,
+    control: Option<TextKv>,
+}
+
+/// A [`Denoiser`] for one painting.
+pub(super) struct Guided<'a> {
+    painter: &'a Painter,
+    guidance: Guidance,
+    /// The prompts of the guidance's terms, in its order.
+    prompts: Vec<Tokens>,
+    /// The learned styles by their number in the prompts; a style that is only a word has no vectors.
+    styles: Vec<Option<&'a Style>>,
+    control: Option<Control>,
+    /// By prompt and the stage of each style; a prompt without a style has one entry for the whole painting.
+    texts: HashMap<(usize, Vec<usize>), Rc<Text>>,
+    /// All prompts as one batch, by the stage of each style.
+    batches: HashMap<Vec<usize>, Rc<Text>>,
+}
+
+impl<'a> Guided<'a> {
+    pub(super) fn new(painter: &'a Painter, order: &'a Order, control: Option<Control>) -> Result<Self> {
+        let base = painter.text.base()?;
+        let vectors = |choice: &'a StyleChoice| match choice {
+            StyleChoice::Learned(style) => style.check_fits(&base, painter.text.width()).map(|()| Some(style)),
+            StyleChoice::Word(_) => Ok(None),
+        };
+        let styles = order.styles.iter().map(vectors).collect::<Result<_>>()?;
+        let named = order.prompt_styles();
+        let tokens = |template: &Template| template.tokens(&painter.tokenizer, &named);
+        let prompt = |(branch, _)| match branch {
+            Branch::Negative => tokens(&Template::literal(&order.negative)),
+            Branch::Full => tokens(&order.prompt),
+            Branch::ContextOnly => tokens(&order.prompt.context_only()),
+            Branch::StyleOnly if named.is_empty() => tokens(&Template::literal("A painting")),
+            Branch::StyleOnly => tokens(&Template::style_only()),
+        };
+        let prompts = order.guidance.terms().into_iter().map(prompt).collect::<Result<_>>()?;
+        let (texts, batches) = Default::default();
+        Ok(Guided { painter, guidance: order.guidance, prompts, styles, control, texts, batches })
+    }
+
+    /// The batch of prompts for timestep `t`.
+    fn batch(&mut self, t: f64) -> Result<Rc<Text>> {
+        let stages: Vec<_> = self.styles.iter().map(|s| s.map_or(0, |s| stage_of(t, s.stages()))).collect();
+        if let Some(batch) = self.batches.get(&stages) {
+            return Ok(batch.clone());
+        }
+        let texts: Vec<_> = (0..self.prompts.len()).map(|i| self.text(i, &stages)).collect::<Result<_>>()?;
+        let unet = TextKv::cat(&texts.iter().map(|t| &t.unet).collect::<Vec<_>>())?;
+        let control: Option<Vec<_>> = texts.iter().map(|t| t.control.as_ref()).collect();
+        let batch = Rc::new(Text { unet, control: control.map(|c| TextKv::cat(&c)).transpose()? });
+        self.batches.insert(stages, batch.clone());
+        Ok(batch)
+    }
+
+    /// One prompt with each style at its stage.
+    fn text(&mut self, prompt: usize, stages: &[usize]) -> Result<Rc<Text>> {
+        let tokens = &self.prompts[prompt];
+        let key = (prompt, if tokens.styles.is_empty() { vec![] } else { stages.to_vec() });
+        if let Some(text) = self.texts.get(&key) {
+            return Ok(text.clone());
+        }
+        let vector = |(style, &stage): (&Option<&Style>, &usize)| match style {
+            Some(style) => Tensor::new(style.vectors[stage].as_slice(), &Device::Cpu),
+            None => Tensor::zeros(self.painter.text.width(), candle_core::DType::F32, &Device::Cpu),
+        };
+        let vectors: Vec<_> = self.styles.iter().zip(stages).map(vector).collect::<candle_core::Result<_>>()?;
+        let states = self.painter.text.forward(&self.painter.text.embed(tokens, &vectors)?)?;
+        let control = match (&self.control, &self.painter.controlnet) {
+            (Some(_), Some(net)) => Some(net.text_kv(&states)?),
+            _ => None,
+        };
+        let text = Rc::new(Text { unet: self.painter.unet.text_kv(&states)?, control });
+        self.texts.insert(key, text.clone());
+        Ok(text)
+    }
+}
+
+impl Denoiser for Guided<'_> {
+    fn denoise(&mut self, x: &Tensor, t: f64) -> Result<Tensor> {
+        let text = self.batch(t)?;
+        let n = self.prompts.len();
+        let (stacked, timesteps) = (Tensor::cat(&vec![x; n], 0)?, vec![t; n]);
+        let control = match (&self.control, &self.painter.controlnet, &text.control) {
+            (Some(control), Some(net), Some(text)) => {
+                Some(net.forward(&stacked, &timesteps, text, &control.hint, control.scale)?)
+            }
+            _ => None,
+        };
+        let outputs = self.painter.unet.forward(&stacked, &timesteps, &text.unet, control.as_ref())?;
+        let guided = self.guidance.combine(&outputs)?;
+        let schedule = &self.painter.schedule;
+        schedule.denoised_from_prediction(schedule.config().prediction_type, x, &guided, t)
+    }
+}

@@ -1,0 +1,142 @@
+//! What a painting should be.
+
+use crate::bundle::Bundle;
+use crate::camera::Frame;
+use crate::prompt::{PromptStyle, Template};
+use crate::sampler::{Guidance, Sampler};
+use crate::style::Style;
+use crate::{Error, Result};
+use serde_json::{Value, json};
+
+/// How a content picture becomes the latent that painting starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inversion {
+    /// Noise is added (SDEdit, arXiv 2108.01073): what the paper does.
+    Noise,
+    /// The denoiser runs backwards (DDIM, arXiv 2010.02502): keeps more of the picture.
+    Ddim,
+}
+
+/// A style the prompt can name.
+#[derive(Debug, Clone)]
+pub enum StyleChoice {
+    /// Learned vectors.
+    Learned(Style),
+    /// A word or phrase that the model already knows.
+    Word(String),
+}
+
+impl StyleChoice {
+    fn in_prompt(&self) -> PromptStyle {
+        match self {
+            StyleChoice::Learned(style) => PromptStyle::Learned(style.token.clone()),
+            StyleChoice::Word(word) => PromptStyle::Word(word.clone()),
+        }
+    }
+}
+
+/// One painting: text to image without `content`, style transfer with it.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// What to paint, with `{}` where the style goes.
+    pub prompt: Template,
+    /// What to keep away from.
+    pub negative: String,
+    /// The styles the prompt names.
+    pub styles: Vec<StyleChoice>,
+    /// The photograph to paint.
+    pub content: Option<Frame>,
+    /// Pixels, width and height; multiples of [`Bundle::size_step`].
+    pub size: (usize, usize),
+    /// Steps of the whole schedule; a transfer takes `strength` of them.
+    pub steps: usize,
+    /// In (0, 1]: how far a content picture is carried towards noise.
+    pub strength: f64,
+    /// The solver.
+    pub sampler: Sampler,
+    /// Scales of style, content and prompt.
+    pub guidance: Guidance,
+    /// Scale of the ControlNet; 0 leaves it out.
+    pub control_scale: f64,
+    /// How the content picture is inverted.
+    pub inversion: Inversion,
+    /// Of the noise.
+    pub seed: u64,
+}
+
+impl Order {
+    /// The size in pixels.
+    ///
+    /// # Errors
+    /// If it does not divide by what the model needs.
+    pub(super) fn size(&self, bundle: &Bundle) -> Result<(usize, usize)> {
+        let ((width, height), step) = (self.size, bundle.size_step());
+        if width == 0 || height == 0 || width % step != 0 || height % step != 0 {
+            return Err(Error::Usage(format!("{width}x{height} pixels: both must be multiples of {step} for this model")));
+        }
+        Ok((width, height))
+    }
+
+    /// Text to image always starts from nothing but noise.
+    pub(super) fn strength(&self) -> Result<f64> {
+        if !self.control_scale.is_finite() {
+            return Err(Error::Usage(format!("the control scale is {}; give a finite number", self.control_scale)));
+        }
+        Ok(if self.content.is_some() { self.strength } else { 1.0 })
+    }
+
+    /// The styles as the prompt sees them.
+    pub(super) fn prompt_styles(&self) -> Vec<PromptStyle> {
+        self.styles.iter().map(StyleChoice::in_prompt).collect()
+    }
+
+    /// The same order for the way up: the prompt without its style, and no guidance.
+    pub(super) fn context_alone(&self) -> Order {
+        let guidance = Guidance { style: 0.0, content: 0.0, prompt: 1.0, ..self.guidance };
+        Order { prompt: self.prompt.context_only(), styles: vec![], guidance, ..self.clone() }
+    }
+
+    /// The prompt as people read it, styles by name.
+    ///
+    /// # Errors
+    /// If the prompt names a style that is not given.
+    pub fn prompt_text(&self) -> Result<String> {
+        self.prompt.text(&self.prompt_styles())
+    }
+
+    /// Everything needed to paint it again, for the picture's metadata.
+    ///
+    /// # Errors
+    /// As [`Order::prompt_text`].
+    pub fn recipe(&self) -> Result<Value> {
+        let styles: Vec<_> = self
+            .styles
+            .iter()
+            .map(|style| match style {
+                StyleChoice::Learned(s) => json!({
+                    "token": s.token, "stages": s.stages(), "base": s.base, "mix": s.mix, "steps": s.steps,
+                }),
+                StyleChoice::Word(word) => json!({ "word": word }),
+            })
+            .collect();
+        Ok(json!({
+            "prompt": self.prompt_text()?,
+            "negative": self.negative,
+            "styles": styles,
+            "content": self.content.is_some(),
+            "size": [self.size.0, self.size.1],
+            "steps": self.steps,
+            "strength": self.strength()?,
+            "sampler": self.sampler.name(),
+            "guidance": {
+                "style": self.guidance.style,
+                "content": self.guidance.content,
+                "prompt": self.guidance.prompt,
+                "form": format!("{:?}", self.guidance.form).to_lowercase(),
+            },
+            "control_scale": self.control_scale,
+            "inversion": match self.inversion { Inversion::Noise => "noise", Inversion::Ddim => "ddim" },
+            "seed": self.seed,
+        }))
+    }
+}

@@ -1,0 +1,157 @@
+//! What a lesson needs to go on bit for bit: vectors, AdamW's moments, the random stream and the step, as safetensors.
+
+use super::adamw::AdamW;
+use super::log::by_stage;
+use super::{Lesson, Study};
+use crate::bundle::write::write_atomically;
+use crate::painter::Painter;
+use crate::sampler::{RngState, TorchRng};
+use crate::{Error, Result};
+use candle_core::Tensor;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+/// Weight of the past in the smoothed losses.
+const SMOOTHING: f32 = 0.98;
+const FORMAT: &str = "pleinair-learning/1";
+
+/// A lesson in progress.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Progress {
+    /// Steps done.
+    pub(super) step: usize,
+    /// `[T][D]`.
+    pub(super) vectors: Vec<Vec<f32>>,
+    pub(super) optimiser: AdamW,
+    pub(super) rng: RngState,
+    /// Smoothed loss of each stage seen so far.
+    pub(super) smoothed: Vec<Option<f32>>,
+    /// Seconds spent.
+    pub(super) seconds: f64,
+}
+
+impl Progress {
+    /// Every stage starts as a copy of `start: [D]`.
+    pub(super) fn new(start: &Tensor, lesson: &Lesson) -> Result<Self> {
+        let start = start.to_vec1::<f32>()?;
+        Ok(Progress {
+            step: 0,
+            optimiser: AdamW::new(lesson.stages, start.len()),
+            vectors: vec![start; lesson.stages],
+            rng: TorchRng::new(lesson.seed).state(),
+            smoothed: vec![None; lesson.stages],
+            seconds: 0.0,
+        })
+    }
+
+    /// Takes a step's losses in; returns the mean of the stages' smoothed losses.
+    pub(super) fn smooth(&mut self, stages: &[usize], losses: &[f32]) -> f32 {
+        for (stage, loss) in by_stage(stages, losses) {
+            let smoothed = &mut self.smoothed[stage];
+            *smoothed = Some(smoothed.map_or(loss, |past| SMOOTHING * past + (1.0 - SMOOTHING) * loss));
+        }
+        let seen: Vec<_> = self.smoothed.iter().flatten().collect();
+        seen.iter().copied().sum::<f32>() / seen.len() as f32
+    }
+
+    /// Writes the checkpoint beside its place, then into it.
+    pub(super) fn save(&self, path: &Path, fingerprint: &str) -> Result<()> {
+        let shape = vec![self.vectors.len(), self.vectors[0].len()];
+        let matrices = [("vectors", &self.vectors), ("first", &self.optimiser.first), ("second", &self.optimiser.second)];
+        let smoothed: Vec<_> = self.smoothed.iter().map(|s| s.unwrap_or(f32::NAN)).collect();
+        let mut parts: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = matrices
+            .iter()
+            .map(|(name, m)| (*name, Dtype::F32, shape.clone(), bytes(m.iter().flatten())))
+            .collect();
+        parts.push(("smoothed", Dtype::F32, vec![smoothed.len()], bytes(smoothed.iter())));
+        let words = self.rng.words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        parts.push(("rng", Dtype::U32, vec![self.rng.words.len()], words));
+        let views = parts
+            .iter()
+            .map(|(name, dtype, shape, data)| Ok((*name, TensorView::new(*dtype, shape.clone(), data)?)))
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
+        let mut metadata = HashMap::from([
+            ("format".to_string(), FORMAT.to_string()),
+            ("fingerprint".into(), fingerprint.into()),
+            ("step".into(), self.step.to_string()),
+            ("seconds".into(), self.seconds.to_string()),
+        ]);
+        if let Some(normal) = self.rng.normal {
+            metadata.insert("normal".into(), normal.to_string());
+        }
+        let buffer = views
+            .and_then(|views| safetensors::serialize(views, Some(metadata)))
+            .map_err(|e| Error::file(path, format!("cannot be written as safetensors: {e}")))?;
+        write_atomically(path, |file| file.write_all(&buffer))
+    }
+
+    /// Reads a checkpoint of the same lesson.
+    pub(super) fn open(path: &Path, fingerprint: &str) -> Result<Self> {
+        if !path.is_file() {
+            return Err(Error::file(path, "there is no checkpoint to resume; leave out --resume to start afresh"));
+        }
+        let buffer = std::fs::read(path).map_err(Error::io(path))?;
+        let damaged = |what: &str| Error::file(path, format!("{what}; leave out --resume to start afresh"));
+        let file = SafeTensors::deserialize(&buffer).map_err(|e| damaged(&format!("a damaged checkpoint: {e}")))?;
+        let (_, metadata) = SafeTensors::read_metadata(&buffer).map_err(|e| damaged(&e.to_string()))?;
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+            return Err(damaged("not a checkpoint of a lesson"));
+        }
+        if metadata.get("fingerprint").map(String::as_str) != Some(fingerprint) {
+            let what = "a checkpoint of another lesson (pictures, contexts, stages, batch, rate, seed, word or model differ)";
+            return Err(damaged(what));
+        }
+        let tensor = |name: &str| file.tensor(name).map_err(|e| damaged(&format!("a damaged checkpoint: {e}")));
+        let number = |key: &str| metadata.get(key).ok_or_else(|| damaged(&format!("a checkpoint without its {key}")));
+        let parse_failed = |_| damaged("a checkpoint with a damaged number");
+        let vectors = matrix(&tensor("vectors")?);
+        let step: usize = number("step")?.parse().map_err(parse_failed)?;
+        let finite = vectors.iter().flatten().all(|v| v.is_finite());
+        if vectors.is_empty() || !finite {
+            return Err(damaged("a checkpoint whose vectors are missing or not finite"));
+        }
+        let normal = metadata.get("normal").map(|n| n.parse()).transpose().map_err(parse_failed)?;
+        let words = tensor("rng")?.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        Ok(Progress {
+            step,
+            optimiser: AdamW { steps: step, first: matrix(&tensor("first")?), second: matrix(&tensor("second")?) },
+            smoothed: floats(tensor("smoothed")?.data()).map(|s| s.is_finite().then_some(s)).collect(),
+            seconds: number("seconds")?.parse().map_err(|_| damaged("a checkpoint with a damaged number"))?,
+            rng: RngState { words, normal },
+            vectors,
+        })
+    }
+}
+
+fn bytes<'a>(values: impl Iterator<Item = &'a f32>) -> Vec<u8> {
+    values.flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn floats(data: &[u8]) -> impl Iterator<Item = f32> {
+    data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+fn matrix(view: &TensorView<'_>) -> Vec<Vec<f32>> {
+    let values: Vec<f32> = floats(view.data()).collect();
+    values.chunks(view.shape().last().copied().unwrap_or(1).max(1)).map(<[f32]>::to_vec).collect()
+}
+
+/// What makes two lessons the same: a checkpoint of one must not be resumed by another. The number of steps is left
+/// out, so that a lesson can be resumed with more.
+pub(super) fn fingerprint(painter: &Painter, lesson: &Lesson) -> Result<String> {
+    let mut sha = Sha256::new();
+    sha.update(painter.text_encoder().base()?);
+    for Study { frame, context } in &lesson.studies {
+        sha.update([frame.width() as u64, frame.height() as u64].map(u64::to_le_bytes).concat());
+        sha.update(frame.rgb());
+        sha.update(format!("{context:?}"));
+    }
+    let Lesson { token, stages, batch, lr, init, seed, .. } = lesson;
+    sha.update(format!("{token:?} {stages} {batch} {lr} {init:?} {seed}"));
+    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,85 @@
+//! The style pictures as latents. Each has only two variants, plain and flipped, so the VAE sees each once; every step
+//! then draws fresh samples from the kept posteriors.
+
+use super::Study;
+use crate::Result;
+use crate::painter::Painter;
+use crate::sampler::TorchRng;
+use crate::side::vae::Posterior;
+use candle_core::Tensor;
+
+/// Timesteps of the diffusion.
+const TIMESTEPS: i64 = 1000;
+
+/// Posteriors of every picture, plain and flipped.
+#[derive(Debug)]
+pub struct Studies {
+    posteriors: Vec<[Posterior; 2]>,
+}
+
+/// Samples to learn from.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Clean latents `[B, 4, h, w]`, scaled.
+    pub latents: Tensor,
+    /// Unit noise of the same shape.
+    pub noise: Tensor,
+    /// `[B]`, in `[0, 1000)`.
+    pub timesteps: Vec<f64>,
+    /// Which picture each latent is of.
+    pub pictures: Vec<usize>,
+}
+
+impl Studies {
+    /// Encodes every picture at the model's square training size.
+    ///
+    /// # Errors
+    /// If the VAE fails.
+    pub fn encode(painter: &Painter, studies: &[Study]) -> Result<Self> {
+        let size = painter.bundle().native_size();
+        let both = |study: &Study| {
+            let frame = study.frame.resize(size, size)?;
+            Ok([painter.vae().encode(&frame)?, painter.vae().encode(&frame.flip_horizontal())?])
+        };
+        Ok(Studies { posteriors: studies.iter().map(both).collect::<Result<_>>()? })
+    }
+
+    /// A random batch: pictures and timesteps uniform, flipped half of the time.
+    ///
+    /// # Errors
+    /// If candle runs out of memory.
+    pub fn draw(&self, count: usize, rng: &mut TorchRng) -> Result<Batch> {
+        let pictures = rng.randint(0, self.posteriors.len() as i64, count)?;
+        let flipped: Vec<_> = rng.rand(count)?.to_vec1::<f32>()?.iter().map(|&p| (p < 0.5) as usize).collect();
+        let timesteps = rng.randint(0, TIMESTEPS, count)?.into_iter().map(|t| t as f64).collect();
+        self.batch(pictures.into_iter().map(|p| p as usize).collect(), flipped, timesteps, rng)
+    }
+
+    /// A batch that is the same whenever it is drawn: timesteps evenly spread over the whole diffusion, pictures and
+    /// flips in turn.
+    ///
+    /// # Errors
+    /// If candle runs out of memory.
+    pub fn fixed(&self, first: usize, count: usize, of: usize, rng: &mut TorchRng) -> Result<Batch> {
+        let numbers = first..first + count;
+        let timesteps = numbers.clone().map(|i| ((i as f64 + 0.5) * TIMESTEPS as f64 / of as f64).floor()).collect();
+        let pictures = numbers.clone().map(|i| i / 2 % self.posteriors.len()).collect();
+        self.batch(pictures, numbers.map(|i| i % 2).collect(), timesteps, rng)
+    }
+
+    fn batch(
+        &self,
+        pictures: Vec<usize>,
+        flipped: Vec<usize>,
+        timesteps: Vec<f64>,
+        rng: &mut TorchRng,
+    ) -> Result<Batch> {
+        let mut latents = vec![];
+        for (&picture, &flipped) in pictures.iter().zip(&flipped) {
+            let posterior = &self.posteriors[picture][flipped];
+            latents.push(posterior.sample(&rng.randn(posterior.mean.shape())?)?.0);
+        }
+        let latents = Tensor::cat(&latents, 0)?;
+        Ok(Batch { noise: rng.randn(latents.shape())?, latents, timesteps, pictures })
+    }
+}

@@ -1,0 +1,221 @@
+//! Learning a style: T vectors in the text encoder's word space, fitted to one picture (or a few) through the frozen
+//! networks (DreamStyler, arXiv 2309.06933, section 3; textual inversion, arXiv 2208.01618).
+
+mod adamw;
+mod checkpoint;
+mod data;
+mod log;
+mod loss;
+
+pub use adamw::AdamW;
+pub use data::{Batch, Studies};
+pub use loss::{Prompts, losses, validation};
+
+use crate::camera::Frame;
+use crate::painter::Painter;
+use crate::prompt::Template;
+use crate::sampler::TorchRng;
+use crate::style::{Style, stage_of};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor, Var};
+use checkpoint::Progress;
+use log::LossLog;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// A picture whose style is to be learned, and what it shows besides its style.
+#[derive(Debug, Clone)]
+pub struct Study {
+    /// The picture.
+    pub frame: Frame,
+    /// `A painting of pencil, pears and apples on a cloth, in the style of {}`.
+    pub context: Template,
+}
+
+/// What to learn and how. The defaults of the command line are the paper's and the reference code's.
+#[derive(Debug, Clone)]
+pub struct Lesson {
+    /// The style's name in prompts.
+    pub token: String,
+    /// At least one picture.
+    pub studies: Vec<Study>,
+    /// Number of stages T.
+    pub stages: usize,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Noised latents a step.
+    pub batch: usize,
+    /// Learning rate, constant.
+    pub lr: f64,
+    /// The word whose vector every stage starts from.
+    pub init: String,
+    /// Of everything random.
+    pub seed: u64,
+    /// Licence of the vectors, kept in the style file.
+    pub license: String,
+}
+
+/// Where a lesson keeps what must survive an interruption.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// Vectors, optimiser moments, random state and step; written every [`CHECKPOINT_EVERY`] steps and on interruption.
+    pub checkpoint: PathBuf,
+    /// The losses as CSV.
+    pub log: PathBuf,
+}
+
+/// Steps between two checkpoints.
+pub const CHECKPOINT_EVERY: usize = 25;
+
+/// Told after every step; an error from the listener (such as [`Error::Interrupted`]) writes a checkpoint and ends the
+/// lesson.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// Steps done.
+    pub step: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// Mean loss of this step's batch.
+    pub loss: f32,
+    /// Loss smoothed over about fifty steps.
+    pub smoothed: f32,
+    /// The style as it is now.
+    pub style: &'a Style,
+}
+
+/// A finished lesson.
+#[derive(Debug)]
+pub struct Learned {
+    /// The style.
+    pub style: Style,
+    /// Validation loss (fixed noise and timesteps) with the initial word at every stage.
+    pub loss_before: f32,
+    /// The same with the learned vectors.
+    pub loss_after: f32,
+}
+
+/// Learns a style.
+///
+/// # Errors
+/// [`Error::Usage`] for a lesson that cannot be taught; [`Error::NotFinite`] when the loss explodes (the last good
+/// checkpoint stays); [`Error::Interrupted`] or whatever else `listener` returns, after a checkpoint.
+pub fn learn(
+    painter: &Painter,
+    lesson: &Lesson,
+    files: &Files,
+    resume: bool,
+    listener: &mut dyn FnMut(Step<'_>) -> Result<()>,
+) -> Result<Learned> {
+    lesson.check()?;
+    let prompts = Prompts::new(painter, lesson)?;
+    let studies = Studies::encode(painter, &lesson.studies)?;
+    let start = painter.text_encoder().word_vector(painter.tokenizer().word(&lesson.init)?)?;
+    let fingerprint = checkpoint::fingerprint(painter, lesson)?;
+    let mut now = match resume {
+        true => Progress::open(&files.checkpoint, &fingerprint)?,
+        false => Progress::new(&start, lesson)?,
+    };
+    let mut log = LossLog::open(&files.log, now.step)?;
+    let mut rng = TorchRng::from_state(&now.rng)?;
+    let began = Instant::now();
+    let seconds_before = now.seconds;
+
+    while now.step < lesson.steps {
+        let batch = studies.draw(lesson.batch, &mut rng)?;
+        let (losses, gradient) = gradient(painter, &prompts, &batch, &now.vectors)?;
+        let loss = losses.iter().sum::<f32>() / losses.len() as f32;
+        if !loss.is_finite() || !gradient.iter().flatten().all(|g| g.is_finite()) {
+            let remedy = format!(
+                "learning stopped at step {}; the last good checkpoint is {}, resume it with a lower --lr",
+                now.step + 1,
+                files.checkpoint.display()
+            );
+            return Err(Error::NotFinite { what: "the loss".into(), remedy });
+        }
+        now.optimiser.step(&mut now.vectors, &gradient, lesson.lr);
+        now.step += 1;
+        now.rng = rng.state();
+        now.seconds = seconds_before + began.elapsed().as_secs_f64();
+        let stages: Vec<_> = batch.timesteps.iter().map(|&t| stage_of(t, lesson.stages)).collect();
+        let smoothed = now.smooth(&stages, &losses);
+        log.write(now.step, &stages, &losses, &now.smoothed, now.seconds)?;
+        let style = lesson.style(painter, &now.vectors, now.step)?;
+        let told = listener(Step { step: now.step, steps: lesson.steps, loss, smoothed, style: &style });
+        if told.is_err() || now.step % CHECKPOINT_EVERY == 0 {
+            log.flush()?;
+            now.save(&files.checkpoint, &fingerprint)?;
+        }
+        told?;
+    }
+    log.flush()?;
+    let initial = vec![start; lesson.stages];
+    let learned = tensors(&now.vectors)?;
+    let finished = Learned {
+        style: lesson.style(painter, &now.vectors, now.step)?,
+        loss_before: validation(painter, &prompts, &studies, &initial)?,
+        loss_after: validation(painter, &prompts, &studies, &learned)?,
+    };
+    Ok(finished)
+}
+
+/// Losses of a batch's samples and the gradient of their mean with respect to each stage's vector; a stage that the
+/// batch did not visit has a gradient of zero.
+///
+/// # Errors
+/// If a network fails.
+pub fn gradient(
+    painter: &Painter,
+    prompts: &Prompts,
+    batch: &Batch,
+    vectors: &[Vec<f32>],
+) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
+    let leaves: Vec<_> =
+        tensors(vectors)?.iter().map(Var::from_tensor).collect::<candle_core::Result<_>>()?;
+    let inputs: Vec<_> = leaves.iter().map(|v| v.as_tensor().clone()).collect();
+    let losses = losses(painter, prompts, batch, &inputs)?;
+    let gradients = losses.mean_all()?.backward()?;
+    let of = |(leaf, vector): (&Var, &Vec<f32>)| match gradients.get(leaf) {
+        Some(gradient) => gradient.to_vec1::<f32>(),
+        None => Ok(vec![0.0; vector.len()]),
+    };
+    let gradient = leaves.iter().zip(vectors).map(of).collect::<candle_core::Result<_>>()?;
+    Ok((losses.to_vec1()?, gradient))
+}
+
+fn tensors(vectors: &[Vec<f32>]) -> Result<Vec<Tensor>> {
+    Ok(vectors.iter().map(|v| Tensor::new(v.as_slice(), &Device::Cpu)).collect::<candle_core::Result<_>>()?)
+}
+
+impl Lesson {
+    fn check(&self) -> Result<()> {
+        let fault = if self.studies.is_empty() {
+            "no picture to learn from; give --image"
+        } else if self.stages == 0 || self.stages > 1000 {
+            "the number of stages must be between 1 and 1000"
+        } else if self.batch == 0 || self.steps == 0 {
+            "batch and steps must be at least 1"
+        } else if !(self.lr > 0.0 && self.lr.is_finite()) {
+            "the learning rate must be a positive number"
+        } else if self.studies.iter().any(|s| !s.context.has_style_place()) {
+            "every context needs {} where the style goes, as in \"A painting of pears on a cloth, in the style of {}\""
+        } else {
+            return Ok(());
+        };
+        Err(Error::Usage(fault.into()))
+    }
+
+    fn style(&self, painter: &Painter, vectors: &[Vec<f32>], steps: usize) -> Result<Style> {
+        let context = |s: &Study| s.context.text(&[crate::prompt::PromptStyle::Word("{}".into())]);
+        Ok(Style {
+            token: self.token.clone(),
+            vectors: vectors.to_vec(),
+            base: painter.text_encoder().base()?,
+            context: self.studies.iter().map(context).collect::<Result<_>>()?,
+            steps: Some(steps as u64),
+            seed: Some(self.seed),
+            license: self.license.clone(),
+            init: self.init.clone(),
+            mix: None,
+        })
+    }
+}

@@ -33,7 +33,7 @@ def picture(images):
 
 
 class Latents:
-    """A pipeline's latents: those that enter the loop (moved by `off` * randn * their deviation), those of each step."""
+    """A pipeline's latents: those that enter the loop, moved by `off` * randn * their deviation; those of each step."""
 
     def __init__(self, pipe, off):
         self.kept, self.prepare, self.off = [], pipe.prepare_latents, off
@@ -194,7 +194,8 @@ def main():
     for name in ("text2image.image", "transfer.image"):
         behaved(name, tensors[name])
     for name in sorted(k for k in tensors if k.endswith(".latents")):
-        print(f"  {name}: standard deviation {tensors[name][0].std():.2f} at first, {tensors[name][-1].std():.2f} at last")
+        first, last = tensors[name][0].std(), tensors[name][-1].std()
+        print(f"  {name}: standard deviation {first:.2f} at first, {last:.2f} at last")
     print("  sensitivity", recipe["sensitivity"])
 
 

@@ -11,11 +11,13 @@ import torch
 
 from model import Model, photograph, rounding, unit, write
 
-PROMPTS = ["A painting of a mountain, in the style of watercolor", "a photo of two boats on the sea, it's dawn in 1889!"]
+PROMPTS = ["A painting of a mountain, in the style of watercolor",
+           "a photo of two boats on the sea, it's dawn in 1889!"]
 TOKENIZED = PROMPTS + [
-    "", " ", "a", "A  Painting\n of\tPears ", "in the style of {}", "isn't it? they're 12,345 of them...", "café, naïve façade",
-    "夕焼け of 富士山", "a 🌊 wave", "semi-transparent; (very) [dark] \"vivid\" tones -- 50%", "e\u0301clair", "supercalifragilistic",
-    "a painting of " + "pears and apples on a cloth, " * 20, "a <|endoftext|> b", "<|startoftext|>",
+    "", " ", "a", "A  Painting\n of\tPears ", "in the style of {}", "isn't it? they're 12,345 of them...",
+    "café, naïve façade", "夕焼け of 富士山", "a 🌊 wave", "semi-transparent; (very) [dark] \"vivid\" tones -- 50%",
+    "e\u0301clair", "supercalifragilistic", "a painting of " + "pears and apples on a cloth, " * 20,
+    "a <|endoftext|> b", "<|startoftext|>",
 ]
 LIMIT = 1_500_000
 CONTROL_SCALE = 0.8
@@ -50,7 +52,8 @@ def denoisers(model, states, h, w):
     alone = model.unet(sample, timesteps, states, return_dict=False)[0]
     for hook in hooks:
         hook.remove()
-    down, mid = model.controlnet(sample, timesteps, states, control, conditioning_scale=CONTROL_SCALE, return_dict=False)
+    down, mid = model.controlnet(sample, timesteps, states, control, conditioning_scale=CONTROL_SCALE,
+                                 return_dict=False)
     both = model.unet(sample, timesteps, states, down_block_additional_residuals=down,
                       mid_block_additional_residual=mid, return_dict=False)[0]
     tensors = {"unet.sample": sample, "unet.timesteps": timesteps, "unet.states": states, "unet.noise_pred": alone,
@@ -99,7 +102,8 @@ def main():
         write(args.intermediates, intermediates, recipe)
     write_tokens(model, args.out.replace("-networks.safetensors", "-tokens.json"))
     alone, both = tensors["unet.noise_pred"], tensors["unet.noise_pred_controlled"]
-    print(f"  intermediates inside: {fits}; the ControlNet changes the prediction by {(both - alone).norm() / alone.norm():.1%}")
+    change = (both - alone).norm() / alone.norm()
+    print(f"  intermediates inside: {fits}; the ControlNet changes the prediction by {change:.1%}")
     print("  rounding", {k: v for k, v in recipe["rounding"].items() if v})
 
 

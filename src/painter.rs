@@ -67,7 +67,8 @@ impl Painter {
                 plan.add_noise(&latent.0, &rng.randn(&shape)?)
             }
             Inversion::Ddim => {
-                let mut denoiser = Guided::new(self, &order.context_alone(), control.cloned())?;
+                let order = order.context_alone();
+                let mut denoiser = Guided::new(self, &order, control.cloned())?;
                 ddim::invert(&mut denoiser, plan, &posterior.mode()?.0, &mut |_| Ok(()))
             }
         }

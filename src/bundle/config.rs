@@ -23,8 +23,7 @@ impl ModelIndex {
         }
         let problem = format!(
             "model_index.json: this is a {}; supported are Stable Diffusion 1.x and 2.x pipelines ({})",
-            self.class_name,
-            known[0]
+            self.class_name, known[0]
         );
         Err(Error::Model { folder: folder.to_path_buf(), problems: vec![problem] })
     }
@@ -201,7 +200,9 @@ impl UnetConfig {
 
     fn check_channels(&self, part: &str, problems: &mut Vec<String>) {
         if self.levels() == 0 || self.layers_per_block == 0 || self.norm_num_groups == 0 {
-            problems.push(format!("{part}: block_out_channels, layers_per_block and norm_num_groups must not be empty or 0"));
+            problems.push(format!(
+                "{part}: block_out_channels, layers_per_block and norm_num_groups must not be empty or 0"
+            ));
         }
         for (i, &channels) in self.block_out_channels.iter().enumerate() {
             let heads = self.heads(i);
@@ -296,7 +297,10 @@ impl TextConfig {
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = vec![];
         if !["quick_gelu", "gelu"].contains(&self.hidden_act.as_str()) {
-            problems.push(format!("text_encoder: hidden_act {} is not supported, only quick_gelu and gelu", self.hidden_act));
+            problems.push(format!(
+                "text_encoder: hidden_act {} is not supported, only quick_gelu and gelu",
+                self.hidden_act
+            ));
         }
         if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             problems.push(format!(

@@ -69,7 +69,10 @@ impl Bundle {
             problems.push(format!("unet: cross_attention_dim is {sees}, but the text encoder gives {gives} channels"));
         }
         if self.vae.latent_channels != self.unet.in_channels {
-            problems.push(format!("vae: latent_channels {} against the UNet's {}", self.vae.latent_channels, self.unet.in_channels));
+            problems.push(format!(
+                "vae: latent_channels {} against the UNet's {}",
+                self.vae.latent_channels, self.unet.in_channels
+            ));
         }
         problems
     }

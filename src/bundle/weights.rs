@@ -86,7 +86,8 @@ impl Weights {
         };
         // a linear layer may be stored as a 1x1 convolution
         let stored: Vec<_> = place.shape.iter().copied().enumerate().filter(|&(i, d)| i < 2 || d != 1).collect();
-        let as_linear = shape.rank() == 2 && place.shape.len() == 4 && stored.iter().map(|s| s.1).eq(shape.dims().iter().copied());
+        let as_linear =
+            shape.rank() == 2 && place.shape.len() == 4 && stored.iter().map(|s| s.1).eq(shape.dims().iter().copied());
         if place.shape != shape.dims() && !as_linear {
             return Err(Error::file(
                 &place.file,
@@ -157,7 +158,10 @@ fn read_header(path: &Path) -> Result<BTreeMap<String, Place>> {
     file.read_exact(&mut first).map_err(Error::io(path))?;
     let header = u64::from_le_bytes(first);
     if header > LARGEST_HEADER || header > length - 8 {
-        return Err(Error::file(path, format!("claims a header of {header} bytes in a file of {length}; it is damaged")));
+        return Err(Error::file(
+            path,
+            format!("claims a header of {header} bytes in a file of {length}; it is damaged"),
+        ));
     }
     let mut json = vec![0; header as usize];
     file.read_exact(&mut json).map_err(Error::io(path))?;

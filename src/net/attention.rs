@@ -96,9 +96,7 @@ struct CrossAttention {
 impl TransformerBlock {
     fn load(names: &Names, channels: usize, heads: usize, text: usize) -> Result<Self> {
         let norm = |name| LayerNorm::load(&names.pp(name), channels, 1e-5);
-        let project = |attn: &str, name, from| {
-            Linear::load_without_bias(&names.pp(attn).pp(name), from, channels)
-        };
+        let project = |attn: &str, name, from| Linear::load_without_bias(&names.pp(attn).pp(name), from, channels);
         let out = |attn: &str| Linear::load(&names.pp(attn).pp("to_out.0"), channels, channels);
         let qkv = [
             project("attn1", "to_q", channels)?,

@@ -55,13 +55,7 @@ struct Level {
 }
 
 impl Level {
-    fn load(
-        names: &Names,
-        config: &UnetConfig,
-        level: usize,
-        inputs: &[usize],
-        cross_attention: bool,
-    ) -> Result<Self> {
+    fn load(names: &Names, config: &UnetConfig, level: usize, inputs: &[usize], cross_attention: bool) -> Result<Self> {
         let resnet = |(i, &input): (usize, &usize)| {
             ResnetBlock::load(&names.pp("resnets").pp(i), config, input, config.block_out_channels[level])
         };

@@ -3,7 +3,9 @@
 
 use crate::Result;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, Error, Layout, MetalStorage, Shape, Storage, Tensor, Var};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, Error, Layout, MetalStorage, Shape, Storage, Tensor, Var,
+};
 
 /// The block as a function of its input and, where it has one, the text's keys and values.
 type Block = dyn Fn(&Tensor, Option<&Tensor>) -> Result<Tensor> + Send + Sync;

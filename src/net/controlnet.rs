@@ -50,7 +50,11 @@ impl ControlNet {
                 unet.block_out_channels[0],
             )?,
             down: DownPath::load(&names, unet)?,
-            controlnet_down_blocks: skip_channels(unet).into_iter().enumerate().map(zero_conv).collect::<Result<_>>()?,
+            controlnet_down_blocks: skip_channels(unet)
+                .into_iter()
+                .enumerate()
+                .map(zero_conv)
+                .collect::<Result<_>>()?,
             controlnet_mid_block: Linear::load(&names.pp("controlnet_mid_block"), coarsest, coarsest)?,
         };
         weights.finish()?;

@@ -158,8 +158,7 @@ pub(super) fn attention(q: &Tensor, kv: &Tensor, op: cpu::Attention) -> Result<T
     let (q, k, v) = (heads(q.clone(), n)?, heads(kv.narrow(2, 0, c)?, m)?, heads(kv.narrow(2, c, c)?, m)?);
     let mut scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / (d as f64).sqrt())?;
     if op.causal {
-        let hidden: Vec<f32> =
-            (0..n * m).map(|i| if i % m > i / m { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let hidden: Vec<f32> = (0..n * m).map(|i| if i % m > i / m { f32::NEG_INFINITY } else { 0.0 }).collect();
         scores = scores.broadcast_add(&Tensor::from_vec(hidden, (n, m), q.device())?)?;
     }
     let exp = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;

@@ -24,9 +24,8 @@ pub(super) struct ResnetBlock(Arc<Layers>);
 
 impl ResnetBlock {
     pub(super) fn load(names: &Names, config: &UnetConfig, input: usize, output: usize) -> Result<Self> {
-        let norm = |name, channels| {
-            GroupNorm::load(&names.pp(name), channels, config.norm_num_groups, config.norm_eps, true)
-        };
+        let norm =
+            |name, channels| GroupNorm::load(&names.pp(name), channels, config.norm_num_groups, config.norm_eps, true);
         Ok(ResnetBlock(Arc::new(Layers {
             norm1: norm("norm1", input)?,
             conv1: Conv3x3::load(&names.pp("conv1"), input, output, 1)?,

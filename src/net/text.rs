@@ -31,8 +31,7 @@ impl TextEncoder {
         let (width, embeddings) = (config.hidden_size, names.pp("embeddings"));
         let encoder = TextEncoder {
             token_embedding: embeddings.get("token_embedding.weight", (config.vocab_size, width))?,
-            position_embedding: embeddings
-                .get("position_embedding.weight", (config.max_position_embeddings, width))?,
+            position_embedding: embeddings.get("position_embedding.weight", (config.max_position_embeddings, width))?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::load(&names.pp("encoder.layers").pp(i), config))
                 .collect::<Result<_>>()?,

@@ -72,7 +72,9 @@ impl Order {
     pub(super) fn size(&self, bundle: &Bundle) -> Result<(usize, usize)> {
         let ((width, height), step) = (self.size, bundle.size_step());
         if width == 0 || height == 0 || width % step != 0 || height % step != 0 {
-            return Err(Error::Usage(format!("{width}x{height} pixels: both must be multiples of {step} for this model")));
+            return Err(Error::Usage(format!(
+                "{width}x{height} pixels: both must be multiples of {step} for this model"
+            )));
         }
         Ok((width, height))
     }

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use tract_core::multithread::{Executor, multithread_tract_scope};
+use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_onnx::prelude::*;
 
 /// Encoder and decoder; a plan is optimised once for each size and kept.
@@ -133,7 +133,8 @@ struct Side {
 
 impl Side {
     fn open(path: &Path) -> Result<Self> {
-        let model = tract_onnx::onnx().model_for_path(path).map_err(|e| Error::file(path, format!("not ONNX: {e:#}")))?;
+        let model =
+            tract_onnx::onnx().model_for_path(path).map_err(|e| Error::file(path, format!("not ONNX: {e:#}")))?;
         Ok(Side { path: path.to_path_buf(), model, plans: Mutex::default() })
     }
 
@@ -158,7 +159,8 @@ impl Side {
         let plan = self.plan(input.dims())?;
         let values = input.flatten_all()?.to_vec1::<f32>()?;
         let input = tract_onnx::prelude::Tensor::from_shape(input.dims(), &values).map_err(failed)?;
-        let outputs = multithread_tract_scope(threads.clone(), || plan.run(tvec!(input.into_tvalue()))).map_err(failed)?;
+        let outputs =
+            multithread_tract_scope(threads.clone(), || plan.run(tvec!(input.into_tvalue()))).map_err(failed)?;
         let output = outputs.first().ok_or_else(|| Error::Side(format!("{}: no output", self.path.display())))?;
         let view = output.to_plain_array_view::<f32>().map_err(failed)?;
         let values: Vec<f32> = view.iter().copied().collect();

@@ -61,12 +61,11 @@ impl Progress {
     /// Writes the checkpoint beside its place, then into it.
     pub(super) fn save(&self, path: &Path, fingerprint: &str) -> Result<()> {
         let shape = vec![self.vectors.len(), self.vectors[0].len()];
-        let matrices = [("vectors", &self.vectors), ("first", &self.optimiser.first), ("second", &self.optimiser.second)];
+        let matrices =
+            [("vectors", &self.vectors), ("first", &self.optimiser.first), ("second", &self.optimiser.second)];
         let smoothed: Vec<_> = self.smoothed.iter().map(|s| s.unwrap_or(f32::NAN)).collect();
-        let mut parts: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = matrices
-            .iter()
-            .map(|(name, m)| (*name, Dtype::F32, shape.clone(), bytes(m.iter().flatten())))
-            .collect();
+        let mut parts: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> =
+            matrices.iter().map(|(name, m)| (*name, Dtype::F32, shape.clone(), bytes(m.iter().flatten()))).collect();
         parts.push(("smoothed", Dtype::F32, vec![smoothed.len()], bytes(smoothed.iter())));
         let words = self.rng.words.iter().flat_map(|w| w.to_le_bytes()).collect();
         parts.push(("rng", Dtype::U32, vec![self.rng.words.len()], words));
@@ -103,7 +102,8 @@ impl Progress {
             return Err(damaged("not a checkpoint of a lesson"));
         }
         if metadata.get("fingerprint").map(String::as_str) != Some(fingerprint) {
-            let what = "a checkpoint of another lesson (pictures, contexts, stages, batch, rate, seed, word or model differ)";
+            let what =
+                "a checkpoint of another lesson (pictures, contexts, stages, batch, rate, seed, word or model differ)";
             return Err(damaged(what));
         }
         let tensor = |name: &str| file.tensor(name).map_err(|e| damaged(&format!("a damaged checkpoint: {e}")));
@@ -116,7 +116,8 @@ impl Progress {
             return Err(damaged("a checkpoint whose vectors are missing or not finite"));
         }
         let normal = metadata.get("normal").map(|n| n.parse()).transpose().map_err(parse_failed)?;
-        let words = tensor("rng")?.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let words =
+            tensor("rng")?.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         Ok(Progress {
             step,
             optimiser: AdamW { steps: step, first: matrix(&tensor("first")?), second: matrix(&tensor("second")?) },

@@ -169,8 +169,7 @@ pub fn gradient(
     batch: &Batch,
     vectors: &[Vec<f32>],
 ) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
-    let leaves: Vec<_> =
-        tensors(vectors)?.iter().map(Var::from_tensor).collect::<candle_core::Result<_>>()?;
+    let leaves: Vec<_> = tensors(vectors)?.iter().map(Var::from_tensor).collect::<candle_core::Result<_>>()?;
     let inputs: Vec<_> = leaves.iter().map(|v| v.as_tensor().clone()).collect();
     let losses = losses(painter, prompts, batch, &inputs)?;
     let gradients = losses.mean_all()?.backward()?;

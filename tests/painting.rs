@@ -134,3 +134,31 @@ fn style_transfer_equals_diffusers_at_every_step() {
         assert!(equal >= PSNR, "{model}: transfer agrees to {equal:.1} dB only");
     }
 }
+
+#[test]
+fn ddim_inversion_finds_the_way_back_and_noise_does_not() {
+    let reference = Reference::open("atelier-paint");
+    let painter = Painter::open(&model_folder("atelier")).unwrap();
+    let content = transfer_order(&reference, &painter).content.unwrap();
+    let there_and_back = |inversion| {
+        let order = Order {
+            prompt: Template::parse("a photo of a mountain").unwrap(),
+            content: Some(content.clone()),
+            steps: 50,
+            strength: 0.6,
+            guidance: Guidance::new(0.0, 0.0, 1.0, GuidanceForm::Paper).unwrap(),
+            inversion,
+            ..order(&reference, Sampler::Ddim)
+        };
+        painter.paint(&order, &mut |_| Ok(())).unwrap()
+    };
+    // what the VAE alone makes of the photograph is the best that can come back
+    let latent = painter.vae().encode(&content).unwrap().mode().unwrap();
+    let best = Canvas::from_planar(&painter.vae().decode(&latent).unwrap()).unwrap();
+    let (inverted, noised) = (
+        psnr(&there_and_back(Inversion::Ddim), &best).unwrap(),
+        psnr(&there_and_back(Inversion::Noise), &best).unwrap(),
+    );
+    println!("DDIM inversion comes back at {inverted:.1} dB, noise at {noised:.1} dB");
+    assert!(inverted >= 30.0 && inverted >= noised + 8.0, "{inverted:.1} dB against {noised:.1} dB");
+}

@@ -1,17 +1,22 @@
 //! The command line: arguments to calls, one file a subcommand.
 
+mod doctor;
 mod interrupt;
 mod learn;
+mod mix;
 mod model;
 mod paint;
 mod progress;
 mod sheet;
 mod style;
+mod styles;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use interrupt::Interrupt;
 use pleinair::{Error, Result};
 use progress::{Mode, Progress};
+use std::io::Write;
+use std::path::Path;
 
 /// Paints photographs and prompts in a style learned from one picture, on this machine.
 #[derive(Debug, Parser)]
@@ -33,6 +38,12 @@ enum Command {
     Paint(Box<paint::Arguments>),
     /// Learn a style from one picture or a few
     Learn(Box<learn::Arguments>),
+    /// Put a style together from stages of others
+    Mix(mix::Arguments),
+    /// Show learned styles
+    Styles(styles::Arguments),
+    /// Say what this machine and a model can do, and test the model
+    Doctor(doctor::Arguments),
     /// Lay pictures side by side, with labels
     Sheet(sheet::Arguments),
 }
@@ -66,6 +77,25 @@ pub(super) fn run() -> Result<()> {
     match command {
         Command::Paint(arguments) => paint::run(&arguments, &progress, &Interrupt::listen()?),
         Command::Learn(arguments) => learn::run(&arguments, &progress, &Interrupt::listen()?),
+        Command::Mix(arguments) => mix::run(&arguments, &progress),
+        Command::Styles(arguments) => styles::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Sheet(arguments) => sheet::run(&arguments, &progress),
     }
+}
+
+/// What was asked for, to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io(Path::new("standard output"))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The same as JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let fault = |error: serde_json::Error| Error::io(Path::new("standard output"))(error.into());
+    print(&serde_json::to_string_pretty(value).map_err(fault)?)
 }

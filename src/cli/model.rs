@@ -1,5 +1,9 @@
 //! Which model a command uses.
 
+use pleinair::bundle::Bundle;
+use pleinair::net::TextEncoder;
+use pleinair::prompt::Tokenizer;
+use pleinair::style::Style;
 use pleinair::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -47,4 +51,31 @@ impl Choice {
 pub(super) fn name(folder: &Path) -> String {
     let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
     whole.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The words of a model and their vectors, without the networks that paint.
+pub(super) struct Words {
+    tokenizer: Tokenizer,
+    text: TextEncoder,
+}
+
+impl Words {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let bundle = Bundle::open(folder)?;
+        Ok(Words { tokenizer: Tokenizer::open(bundle.tokenizer())?, text: TextEncoder::load(&bundle)? })
+    }
+
+    /// # Errors
+    /// [`Error::Usage`] for a style of another text encoder.
+    pub(super) fn check_fits(&self, style: &Style) -> Result<()> {
+        style.check_fits(&self.text.base()?, self.text.width())
+    }
+
+    /// The vector `[D]` of one word.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what is no single word of the model.
+    pub(super) fn vector(&self, word: &str) -> Result<Vec<f32>> {
+        Ok(self.text.word_vector(self.tokenizer.word(word)?)?.to_vec1()?)
+    }
 }

@@ -59,10 +59,26 @@ pub struct Lesson {
 #[derive(Debug, Clone)]
 pub struct Files {
     /// Vectors, optimiser moments, random state and step; written every [`CHECKPOINT_EVERY`] steps, on interruption and at
-    /// the end.
+    /// the end. One that is there when a lesson starts afresh is kept under the same name with `.old` appended, as is
+    /// its log.
     pub checkpoint: PathBuf,
     /// The losses as CSV.
     pub log: PathBuf,
+}
+
+impl Files {
+    /// An unfinished lesson is not overwritten by one that starts afresh: `.old` is appended to the names of its files.
+    fn set_aside(&self) -> Result<()> {
+        if !self.checkpoint.is_file() {
+            return Ok(());
+        }
+        for file in [&self.log, &self.checkpoint].into_iter().filter(|file| file.is_file()) {
+            let mut old = file.clone().into_os_string();
+            old.push(".old");
+            std::fs::rename(file, old).map_err(Error::io(file))?;
+        }
+        Ok(())
+    }
 }
 
 /// Steps between two checkpoints.
@@ -115,7 +131,10 @@ pub fn learn(
     let fingerprint = checkpoint::fingerprint(&base, lesson);
     let mut now = match resume {
         true => Progress::open(&files.checkpoint, &fingerprint)?,
-        false => Progress::new(&start, lesson)?,
+        false => {
+            files.set_aside()?;
+            Progress::new(&start, lesson)?
+        }
     };
     let mut log = LossLog::open(&files.log, now.step)?;
     let mut rng = TorchRng::from_state(&now.rng)?;
@@ -127,9 +146,10 @@ pub fn learn(
         let (losses, gradient) = gradient(painter, &prompts, &batch, &now.vectors)?;
         let loss = losses.iter().sum::<f32>() / losses.len() as f32;
         if !loss.is_finite() || !gradient.iter().flatten().all(|g| g.is_finite()) {
-            return Err(exploded("the loss", now.step + 1, files));
+            let what = if loss.is_finite() { "the gradient of the loss" } else { "the loss" };
+            return Err(exploded(what, now.step + 1, files));
         }
-        // Only this loss tells that the last step's vectors are any good.
+        // Only this tells that the last step's vectors are any good.
         if now.step > step_before && now.step % CHECKPOINT_EVERY == 0 {
             log.flush()?;
             now.save(&files.checkpoint, &fingerprint)?;

@@ -73,13 +73,16 @@ pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interr
     let folder = arguments.model.folder()?;
     let painter = Painter::open(&folder)?;
     interrupt.check()?;
-    if !arguments.resume {
-        set_aside(&files, progress)?;
-    }
 
+    let mut unfinished = (!arguments.resume && files.checkpoint.is_file()).then(|| files.checkpoint.display());
     let preview = Preview { arguments, painter: &painter, folder: &folder, interrupt, progress };
     let began = Instant::now();
     let learned = train::learn(&painter, &lesson, &files, arguments.resume, &mut |now| {
+        if let Some(checkpoint) = unfinished.take() {
+            progress.note(&format!(
+                "starting afresh; the unfinished run that --resume would have gone on with is kept as {checkpoint}.old"
+            ));
+        }
         let (step, steps, loss, smoothed) = (now.step, now.steps, now.loss, now.smoothed);
         progress.tell(&Event::Learning { step, steps, loss, smoothed, seconds: began.elapsed().as_secs_f64() })?;
         interrupt.check()?;
@@ -88,13 +91,13 @@ pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interr
             _ => Ok(()),
         }
     });
-    if matches!(learned, Err(Error::Interrupted)) {
+    let saved = learned.and_then(|learned| learned.style.save(out).map(|()| learned));
+    if matches!(saved, Err(Error::Interrupted | Error::Io { .. })) && files.checkpoint.is_file() {
         let checkpoint = files.checkpoint.display();
         progress.note(&format!("what was learned is in {checkpoint}; the same command with --resume goes on from it"));
     }
-    let learned = learned?;
-    learned.style.save(out)?;
-    std::fs::remove_file(&files.checkpoint).or_else(missing_is_fine).map_err(Error::io(&files.checkpoint))?;
+    let learned = saved?;
+    std::fs::remove_file(&files.checkpoint).map_err(Error::io(&files.checkpoint))?;
     progress.tell(&Event::Validation { before: learned.loss_before, after: learned.loss_after })?;
     progress.tell(&Event::finished(out))
 }
@@ -123,27 +126,6 @@ impl Arguments {
             license: self.license.clone(),
         })
     }
-}
-
-/// An unfinished run is not overwritten by one that starts afresh: its checkpoint and log get another name.
-fn set_aside(files: &Files, progress: &Progress) -> Result<()> {
-    if !files.checkpoint.is_file() {
-        return Ok(());
-    }
-    for file in [&files.log, &files.checkpoint] {
-        let mut kept = file.clone().into_os_string();
-        kept.push(".old");
-        std::fs::rename(file, &kept).or_else(missing_is_fine).map_err(Error::io(file))?;
-    }
-    let checkpoint = files.checkpoint.display();
-    progress.note(&format!(
-        "starting afresh; an unfinished run, which --resume would have gone on with, is kept as {checkpoint}.old"
-    ));
-    Ok(())
-}
-
-fn missing_is_fine(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// Paints with the style as it is.

@@ -115,26 +115,25 @@ impl Progress {
     }
 }
 
-fn draw(bar: &mut Option<ProgressBar>, event: &Event) {
-    match event.position() {
-        Some((done, of, message)) => {
-            let bar = bar.get_or_insert_with(|| {
-                let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {elapsed}, {eta} left  {msg}");
-                ProgressBar::new(of as u64).with_style(style.expect("the template is a constant"))
-            });
-            bar.set_message(message);
-            bar.set_position(done as u64);
-            if done == of {
-                bar.finish_and_clear();
-            }
-        }
-        None => match bar {
-            Some(shown) if !shown.is_finished() => shown.suspend(|| say(&event.text())),
-            _ => say(&event.text()),
-        },
+/// The bar stays after the last step: decoding or measuring follows, and takes its time.
+fn draw(shown: &mut Option<ProgressBar>, event: &Event) {
+    if let Some((done, of, message)) = event.position() {
+        let bar = shown.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {elapsed}, {eta} left  {msg}");
+            ProgressBar::new(of as u64).with_style(style.expect("the template is a constant"))
+        });
+        bar.set_position(done as u64);
+        bar.set_message(message);
+        return;
     }
-    if bar.as_ref().is_some_and(ProgressBar::is_finished) {
-        *bar = None;
+    if matches!(event, Event::Finished { .. })
+        && let Some(bar) = shown.take()
+    {
+        bar.finish_and_clear();
+    }
+    match shown {
+        Some(bar) => bar.suspend(|| say(&event.text())),
+        None => say(&event.text()),
     }
 }
 

@@ -15,11 +15,11 @@ pub(super) fn shipped(bundle: &Path) -> PathBuf {
 /// The file of that name, or else the model's own style of that name; none for what can only be words.
 ///
 /// # Errors
-/// [`Error::File`] for what looks like a file but is none.
+/// [`Error::File`] for what looks like a file but is none, and for a picture.
 pub(super) fn file(given: &str, bundle: Option<&Path>) -> Result<Option<PathBuf>> {
     let path = PathBuf::from(given);
     if path.is_file() {
-        return Ok(Some(path));
+        return if is_picture(&path) { Err(unlearned(&path)) } else { Ok(Some(path)) };
     }
     let in_bundle = bundle.map(|bundle| shipped(bundle).join(format!("{given}.safetensors")));
     if let Some(file) = in_bundle.filter(|file| path.components().count() == 1 && file.is_file()) {
@@ -29,6 +29,20 @@ pub(super) fn file(given: &str, bundle: Option<&Path>) -> Result<Option<PathBuf>
         return Err(Error::file(&path, "there is no such style file; `pleinair styles list` shows those of the model"));
     }
     Ok(None)
+}
+
+/// By its name alone; what is in the file is for the one who opens it.
+fn is_picture(path: &Path) -> bool {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+    let known = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
+    extension.is_some_and(|extension| known.contains(&extension.as_str()))
+}
+
+fn unlearned(picture: &Path) -> Error {
+    let shown = picture.display();
+    let what =
+        format!("is a picture, not a style; learn it first: pleinair learn --image {shown} --out STYLE.safetensors");
+    Error::file(picture, what)
 }
 
 /// A style for a prompt, and what to tell about the choice.

@@ -1,0 +1,175 @@
+//! `learn`, whole and interrupted: what was learned is never lost.
+
+use super::*;
+use pleinair::style::Style;
+
+/// Steps of a lesson that is interrupted: the first checkpoint is at 25, and there is time to interfere after it.
+const STEPS: &str = "48";
+const OUT: [&str; 4] = ["--steps", STEPS, "--out", "mine.safetensors"];
+const CHECKPOINT: &str = "mine.checkpoint.safetensors";
+
+/// The style that a run which nobody interferes with learns.
+fn uninterrupted() -> &'static [u8] {
+    static STYLE: OnceLock<Vec<u8>> = OnceLock::new();
+    STYLE.get_or_init(|| {
+        let studio = Studio::new();
+        studio.done(&with(&LEARN, &OUT));
+        studio.read("mine.safetensors")
+    })
+}
+
+/// Steps in the loss log.
+fn logged(studio: &Studio) -> Vec<usize> {
+    let log = String::from_utf8(studio.read("mine.loss.csv")).unwrap();
+    assert_eq!(log.lines().next(), Some("step,t_stage,loss,smoothed_loss,seconds"));
+    log.lines().skip(1).map(|line| line.split(',').next().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn a_style_is_learned_and_logged() {
+    let studio = Studio::new();
+    let more = ["--steps", "3", "--preview-every", "2", "--context", "A painting of a mountain", "--name", "<hills>"];
+    let run = studio.done(&with(&LEARN, &with(&more, &["--seed", "9", "--out", "mine.safetensors"])));
+    assert_eq!(studio.names(), ["mine-step0002.png", "mine.loss.csv", "mine.safetensors"]);
+    assert_eq!(logged(&studio), [1, 2, 3]);
+    let style = Style::open(studio.path("mine.safetensors")).unwrap();
+    assert_eq!((style.token.as_str(), style.stages(), style.steps, style.seed), ("<hills>", 6, Some(3), Some(9)));
+    assert_eq!(style.context, ["A painting of a mountain, in the style of {}"]);
+
+    let events = run.events();
+    let kinds: Vec<_> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["learning", "learning", "preview", "learning", "validation", "finished"]);
+    assert!(["loss", "smoothed", "seconds"].iter().all(|key| events[0][key].is_f64()), "{events:?}");
+    assert_eq!((&events[0]["step"], &events[0]["steps"]), (&1.into(), &3.into()));
+    assert!(events[4]["before"].as_f64() > Some(0.0) && events[4]["after"].as_f64() > Some(0.0));
+
+    let plain = studio.done(&with(&LEARN[..7], &["--steps", "1", "--out", "mine.safetensors"]));
+    plain.says(&["validation loss", "step 1 of 1", "wrote mine.safetensors"]);
+}
+
+#[test]
+fn several_pictures_have_a_context_each_or_one_for_all() {
+    let studio = Studio::new();
+    let base = with(&LEARN, &["--image", PHOTO, "--steps", "1", "--out", "mine.safetensors"]);
+    studio.done(&with(&base, &["--context", "A drawing in the style of {}", "hills as in {}"]));
+    let style = Style::open(studio.path("mine.safetensors")).unwrap();
+    assert_eq!(style.context, ["A drawing in the style of {}", "hills as in {}"]);
+    studio.refuses(&with(&base, &["--context", "a", "b", "c"]), 2, &["3 contexts for 2 pictures"]);
+}
+
+#[test]
+fn ctrl_c_keeps_what_was_learned_and_resuming_gives_the_same_bytes() {
+    let studio = Studio::new();
+    let mut run = Watched::start(studio.command(PROGRAM, &with(&LEARN, &OUT)));
+    run.wait_for("\"step\":7,");
+    run.signal("-INT");
+    run.end().failed(130, &["interrupted", CHECKPOINT, "--resume"]);
+    assert_eq!(studio.names(), [CHECKPOINT, "mine.loss.csv"]);
+    let steps = logged(&studio);
+    let last = *steps.last().unwrap();
+    assert!(last >= 7 && steps == (1..=last).collect::<Vec<_>>(), "{steps:?}");
+
+    let run = studio.done(&with(&with(&LEARN, &OUT), &["--resume"]));
+    assert_eq!(run.events()[0]["step"], last + 1);
+    assert_eq!(studio.names(), ["mine.loss.csv", "mine.safetensors"]);
+    assert_eq!(logged(&studio), (1..=48).collect::<Vec<_>>());
+    assert_eq!(studio.read("mine.safetensors"), uninterrupted());
+}
+
+#[test]
+fn a_run_that_was_killed_resumes_from_its_checkpoint_to_the_same_bytes() {
+    let studio = Studio::new();
+    let mut run = Watched::start(studio.command(PROGRAM, &with(&LEARN, &OUT)));
+    // The checkpoint of step 25 is written before step 26 is taken.
+    run.wait_for("\"step\":26,");
+    run.signal("-KILL");
+    assert_eq!(run.end().code, None);
+    assert!(studio.exists(CHECKPOINT) && !studio.exists("mine.safetensors"), "{:?}", studio.names());
+
+    let run = studio.done(&with(&with(&LEARN, &OUT), &["--resume"]));
+    assert_eq!(run.events()[0]["step"], 26);
+    assert_eq!(logged(&studio), (1..=48).collect::<Vec<_>>());
+    assert_eq!(studio.read("mine.safetensors"), uninterrupted());
+}
+
+/// Under `nohup` the terminal may go.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_that_was_told_to_ignore_a_hangup_does() {
+    let studio = Studio::new();
+    let learn = with(&LEARN, &["--steps", "20", "--out", "mine.safetensors"]);
+    let ignoring = ["-c", "trap '' HUP; exec \"$0\" \"$@\"", PROGRAM];
+    let mut run = Watched::start(studio.command("sh", &with(&ignoring, &learn)));
+    run.wait_for("\"step\":1,");
+    run.signal("-HUP");
+    assert_eq!(run.end().code, Some(0));
+    let mut run = Watched::start(studio.command(PROGRAM, &with(&LEARN, &OUT)));
+    run.wait_for("\"step\":1,");
+    run.signal("-HUP");
+    assert_eq!(run.end().code, Some(130));
+}
+
+#[test]
+fn a_loss_that_explodes_ends_learning_and_the_last_good_checkpoint_stays() {
+    let studio = Studio::new();
+    // Before there is a checkpoint.
+    let run = studio.run(&with(&with(&LEARN, &OUT), &["--lr", "1e30"]));
+    run.failed(1, &["loss is not a finite number", "before the first checkpoint", "lower --lr"]);
+    assert_eq!(studio.names(), ["mine.loss.csv"]);
+    // Even when the last step was the bad one.
+    let run = studio.run(&with(&LEARN, &["--steps", "1", "--lr", "3e38", "--out", "mine.safetensors"]));
+    run.failed(1, &["validation loss is not a finite number"]);
+    assert_eq!(studio.names(), ["mine.loss.csv"]);
+
+    // After one, of which a copy tells whether it stayed as it was.
+    let mut run = Watched::start(studio.command(PROGRAM, &with(&LEARN, &OUT)));
+    run.wait_for("\"step\":26,");
+    run.signal("-KILL");
+    run.end();
+    let checkpoint = studio.read(CHECKPOINT);
+    let run = studio.run(&with(&with(&LEARN, &OUT), &["--resume", "--lr", "1e30"]));
+    run.failed(1, &["loss is not a finite number", CHECKPOINT, "--resume and a lower --lr"]);
+    assert_eq!(studio.read(CHECKPOINT), checkpoint);
+    studio.done(&with(&with(&LEARN, &OUT), &["--resume"]));
+    assert_eq!(studio.read("mine.safetensors"), uninterrupted());
+}
+
+#[test]
+fn an_unfinished_run_is_kept_when_another_starts_afresh() {
+    let studio = Studio::new();
+    let mut run = Watched::start(studio.command(PROGRAM, &with(&LEARN, &OUT)));
+    run.wait_for("\"step\":1,");
+    run.signal("-INT");
+    assert_eq!(run.end().code, Some(130));
+    let (checkpoint, log) = (studio.read(CHECKPOINT), studio.read("mine.loss.csv"));
+
+    // Not the same lesson: refused, and nothing lost.
+    studio.refuses(
+        &with(&with(&LEARN, &OUT), &["--resume", "--seed", "1"]),
+        1,
+        &["another lesson", "leave out --resume"],
+    );
+    studio.done(&with(&LEARN, &["--steps", "1", "--out", "mine.safetensors"])).says(&[CHECKPOINT, ".old", "--resume"]);
+    assert_eq!(studio.read(&format!("{CHECKPOINT}.old")), checkpoint);
+    assert_eq!(studio.read("mine.loss.csv.old"), log);
+}
+
+#[test]
+fn what_cannot_be_resumed_or_taught_is_refused() {
+    let studio = Studio::new();
+    let base = with(&LEARN, &["--out", "mine.safetensors"]);
+    studio.refuses(&with(&base, &["--resume"]), 1, &["no checkpoint to resume"]);
+    studio.write(CHECKPOINT, "");
+    studio.refuses(&with(&base, &["--resume"]), 1, &[CHECKPOINT, "damaged checkpoint"]);
+    for (more, words) in [
+        (&["--lr", "0"][..], "learning rate must be a positive number"),
+        (&["--lr", "NaN"], "learning rate must be a positive number"),
+        (&["--stages", "0"], "number of stages"),
+        (&["--steps", "0"], "at least 1"),
+        (&["--init", "watercolourishness"], "where one is needed"),
+        (&["--name", "{}"], "no name for a style"),
+        (&["--context", "a {"], "without its partner"),
+    ] {
+        studio.refuses(&with(&base, more), 2, &[words]);
+    }
+}

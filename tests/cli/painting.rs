@@ -1,0 +1,180 @@
+//! `paint`, `sheet` and `doctor` where all is well.
+
+use super::*;
+use pleinair::camera::Frame;
+
+/// The PNG's `parameters` and `pleinair` texts.
+fn texts(file: Vec<u8>) -> (String, serde_json::Value) {
+    let reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
+    let info = reader.info();
+    let parameters = info.uncompressed_latin1_text.iter().find(|text| text.keyword == "parameters").unwrap();
+    let recipe = info.utf8_text.iter().find(|text| text.keyword == "pleinair").unwrap().get_text().unwrap();
+    (parameters.text.clone(), serde_json::from_str(&recipe).unwrap())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_they_say_how() {
+    let studio = Studio::new();
+    for (out, seed) in [("a.png", "7"), ("b.png", "7"), ("c.png", "8")] {
+        let run = studio.done(&with(&PAINT, &["--seed", seed, "--out", out]));
+        let events = run.events();
+        let steps: Vec<_> = events.iter().filter(|e| e["event"] == "step").map(|e| e["index"].as_u64()).collect();
+        assert_eq!(steps, [Some(0), Some(1)]);
+        assert!(events[..2].iter().all(|e| e["count"] == 2 && e["timestep"].is_f64()), "{events:?}");
+        assert_eq!(events[2], serde_json::json!({"event": "finished", "file": out}));
+        assert_eq!(run.stderr, "");
+    }
+    assert_eq!(studio.read("a.png"), studio.read("b.png"));
+    assert_ne!(studio.read("a.png"), studio.read("c.png"));
+
+    let (parameters, recipe) = texts(studio.read("a.png"));
+    let lines: Vec<_> = parameters.lines().collect();
+    assert_eq!(lines[0], "a boat");
+    assert!(lines[1].starts_with("Negative prompt: low resolution, poorly drawn,"), "{parameters}");
+    let numbers = "Steps: 2, Sampler: dpm++2m, CFG scale: 5, Seed: 7, Size: 64x64, Model hash: ";
+    let hash = lines[2].strip_prefix(numbers).unwrap_or_else(|| panic!("{parameters}"));
+    assert!(hash.len() == 10 && hash.chars().all(|c| c.is_ascii_hexdigit()), "{hash}");
+    assert_eq!((&recipe["bundle"], &recipe["seed"]), (&"tiny-sd15".into(), &7.into()));
+    assert_eq!(recipe["program"], concat!("pleinair ", env!("CARGO_PKG_VERSION")));
+    assert!(!recipe.to_string().contains(env!("CARGO_MANIFEST_DIR")), "{recipe}");
+}
+
+#[test]
+fn a_photograph_is_painted_in_words_and_in_a_learned_style() {
+    let studio = Studio::new();
+    let base = ["paint", "--bundle", TINY, "--content", PHOTO, "--steps", "3", "--progress", "json"];
+    let run = studio.done(&with(&base, &["--style", "engraving", "--out", "a.png"]));
+    run.says(&["engraving", "taken as words"]);
+    // Of three steps the strength of 0.8 leaves two.
+    assert_eq!(run.events().iter().filter(|e| e["event"] == "step").count(), 2);
+    let (parameters, recipe) = texts(studio.read("a.png"));
+    assert!(parameters.starts_with("A painting in the style of engraving\n"), "{parameters}");
+    assert!(parameters.contains("Sampler: unipc") && parameters.ends_with("Denoising strength: 0.8"), "{parameters}");
+    assert_eq!((&recipe["content"], &recipe["control_scale"]), (&true.into(), &0.8.into()));
+
+    let style = learned().to_str().unwrap();
+    let more = ["--prompt", "a mountain", "--style", style, "--invert", "ddim", "--style-strength", "1"];
+    let run = studio.done(&with(&base, &with(&more, &["--guidance-form", "half", "--out", "b.png"])));
+    run.says(&["mine.safetensors", "6 stages"]);
+    let (parameters, recipe) = texts(studio.read("b.png"));
+    assert!(parameters.starts_with("a mountain, in the style of mine\n"), "{parameters}");
+    assert_eq!((&recipe["inversion"], &recipe["guidance"]["form"]), (&"ddim".into(), &"half".into()));
+    assert_ne!(studio.read("a.png"), studio.read("b.png"));
+}
+
+#[test]
+fn several_pictures_are_numbered_and_none_is_written_over() {
+    let studio = Studio::new();
+    studio.done(&with(&PAINT, &["--count", "2", "--seed", "5", "--out", "many"]));
+    studio.done(&with(&PAINT, &["--seed", "6", "--out", "many/"]));
+    assert_eq!(studio.names(), ["many/1-seed5.png", "many/2-seed6.png", "many/3-seed6.png"]);
+    assert_eq!(studio.read("many/2-seed6.png"), studio.read("many/3-seed6.png"));
+    studio.refuses(&with(&PAINT, &["--count", "2", "--out", "one.png"]), 2, &["one.png", "name a folder"]);
+}
+
+#[test]
+fn previews_are_pictures_too() {
+    let studio = Studio::new();
+    let run = studio.done(&with(&PAINT, &["--preview-every", "1", "--count", "2", "--out", "many"]));
+    // The last step's is the picture itself.
+    assert_eq!(studio.names().len(), 4);
+    for preview in ["many/1-seed0-step01.png", "many/2-seed1-step01.png"] {
+        assert!(run.events().contains(&serde_json::json!({"event": "preview", "file": preview})));
+        let frame = Frame::open(studio.path(preview)).unwrap();
+        assert_eq!((frame.width(), frame.height()), (64, 64));
+    }
+}
+
+#[test]
+fn a_size_that_does_not_divide_is_rounded_and_said() {
+    let studio = Studio::new();
+    let run = studio.done(&with(&PAINT, &["--size", "100x50", "--out", "a.png"]));
+    run.says(&["100x50", "divide by 64", "128x64"]);
+    let frame = Frame::open(studio.path("a.png")).unwrap();
+    assert_eq!((frame.width(), frame.height()), (128, 64));
+}
+
+#[test]
+fn prompts_that_are_too_long_are_cut_and_it_is_said() {
+    let studio = Studio::new();
+    let prompt = "boat ".repeat(100) + "in the style of {}";
+    let run = studio
+        .done(&with(&PAINT[..5], &["--prompt", &prompt, "--style", learned().to_str().unwrap(), "--out", "a.png"]));
+    run.says(&["longer than the 75", "mine, which has no effect"]);
+}
+
+#[test]
+fn progress_is_sparse_where_there_is_no_terminal_and_can_be_silenced() {
+    let studio = Studio::new();
+    let run = studio.done(&with(&PAINT[..3], &["--prompt", "a boat", "--steps", "60", "--out", "a.png"]));
+    assert_eq!((run.stdout.as_str(), run.stderr.lines().count()), ("", 11), "{}", run.stderr);
+    run.says(&["step 60 of 60", "wrote a.png"]);
+    let run = studio.done(&with(&PAINT[..7], &["--progress", "none", "--out", "a.png"]));
+    assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
+}
+
+/// The default model, found as a newcomer has it: beside where the program is run.
+#[test]
+fn the_model_is_found_here_or_as_the_environment_says() {
+    let studio = Studio::new();
+    let out = studio.path("a.png");
+    let paint = ["paint", "--content", PHOTO, "--style", "pointillism", "--steps", "3", "--size", "64x48", "--out"];
+    let mut command = studio.command(PROGRAM, &with(&paint, &[out.to_str().unwrap()]));
+    let run = Run::of(command.current_dir(env!("CARGO_MANIFEST_DIR")));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert_eq!(texts(studio.read("a.png")).1["bundle"], "atelier");
+
+    let run = Run::of(studio.command(PROGRAM, &["doctor", "--json"]).env("PLEINAIR_BUNDLE", TINY));
+    assert_eq!(run.json()["model"]["name"], "tiny-sd15");
+}
+
+#[test]
+fn a_missing_model_is_an_error_that_says_where_it_was_looked_for() {
+    let studio = Studio::new();
+    let copy = studio.path("pleinair");
+    std::fs::copy(PROGRAM, &copy).unwrap();
+    for command in [&["paint", "--prompt", "a boat", "--out", "a.png"][..], &["doctor"], &["styles", "list"]] {
+        let run = Run::of(&mut studio.command(copy.to_str().unwrap(), command));
+        let beside = studio.0.path().canonicalize().unwrap().join("models/atelier");
+        run.failed(1, &["--bundle", "PLEINAIR_BUNDLE", beside.to_str().unwrap()]);
+    }
+    assert_eq!(studio.names().len(), 1);
+}
+
+#[test]
+fn the_doctor_finds_nothing_wrong() {
+    let studio = Studio::new();
+    let run = studio.done(&["doctor", "--bundle", TINY]);
+    assert!(run.stdout.contains("everything works") && run.stdout.contains("self-test"), "{}", run.stdout);
+    let report = studio.done(&["doctor", "--bundle", TINY, "--json"]).json();
+    assert_eq!((&report["device"], &report["problems"]), (&"cpu".into(), &serde_json::json!([])));
+    assert!(report["cores"].as_u64() > Some(0));
+    let model = &report["model"];
+    assert_eq!((&model["native_size"], &model["size_step"]), (&64.into(), &64.into()));
+    assert_eq!(model["parts"].as_array().unwrap().len(), 3);
+    let file = |path: &str| model["files"].as_array().unwrap().iter().find(|file| file["path"] == path).unwrap();
+    let index = std::fs::read(Path::new(TINY).join("model_index.json")).unwrap();
+    assert_eq!(file("model_index.json")["bytes"], index.len());
+    let sha256: String = {
+        use sha2::Digest;
+        sha2::Sha256::digest(&index).iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    assert_eq!(file("model_index.json")["sha256"], sha256);
+    assert!(report["model"]["self_test"]["seconds"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn a_sheet_holds_every_cell_at_one_height() {
+    let studio = Studio::new();
+    studio.done(&with(&PAINT, &["--out", "a.png"]));
+    let photograph = format!("the photograph={PHOTO}");
+    let cells = ["sheet", "--cell", &photograph, "--cell", "painted=a.png", "--columns", "1"];
+    studio.done(&with(&cells, &["--height", "96", "--out", "sheet.png"]));
+    let photo = Frame::open(PHOTO).unwrap();
+    let wide = (photo.width() as f64 * 96.0 / photo.height() as f64).round() as usize;
+    let sheet = Frame::open(studio.path("sheet.png")).unwrap();
+    assert!(sheet.height() > 2 * 96 && sheet.width() > wide && sheet.width() < 2 * wide, "{sheet:?}");
+    studio.refuses(&["sheet", "--cell", "painted", "--out", "b.png"], 2, &["LABEL=IMG"]);
+    studio.refuses(&["sheet", "--cell", "a=a.png", "--columns", "0", "--out", "b.png"], 2, &["one column"]);
+    studio.refuses(&["sheet", "--cell", "a=a.png", "--out", "b.gif"], 2, &["b.gif", ".png or .jpg"]);
+}

@@ -4,8 +4,10 @@
 mod reference;
 
 use pleinair::bundle::Bundle;
-use pleinair::net::{ControlNet, TextEncoder, Unet};
+use pleinair::camera::Frame;
+use pleinair::net::{ControlNet, Latent, TextEncoder, Unet};
 use pleinair::prompt::{Conditioning, Tokens};
+use pleinair::side::vae::Vae;
 use reference::{MODELS, Reference, assert_close, model_folder};
 
 /// Two correct f32 evaluations differ by their rounding. The fixture carries the reference's own distance from a
@@ -62,4 +64,32 @@ fn noise_prediction_equals_diffusers_with_and_without_control() {
         let controlled = unet.forward(&sample, &timesteps, &text, Some(&control)).unwrap();
         assert_close(&controlled, &reference, "unet.noise_pred_controlled", ROUNDING);
     }
+}
+
+#[test]
+fn the_vae_in_tract_equals_diffusers() {
+    for model in MODELS {
+        let (bundle, reference) = open(model);
+        let vae = Vae::open(&bundle).unwrap();
+        let posterior = vae.encode_planar(&reference.tensor("vae.image")).unwrap();
+        let moments = candle_core::Tensor::cat(&[&posterior.mean, &posterior.logvar], 1).unwrap();
+        assert_close(&moments, &reference, "vae.moments", ROUNDING);
+        // `vae.latent` is what the decoder itself takes; the program's latents are scaled
+        let latent = (reference.tensor("vae.latent") * bundle.vae.scaling_factor).unwrap();
+        assert_close(&vae.decode(&Latent(latent)).unwrap(), &reference, "vae.decoded", ROUNDING);
+    }
+}
+
+#[test]
+fn the_vae_takes_any_size_its_factor_divides() {
+    let (bundle, _) = open("tiny-sd15");
+    let vae = Vae::open(&bundle).unwrap();
+    for (width, height) in [(8, 8), (24, 40), (40, 24), (24, 40)] {
+        let frame = Frame::new(width, height, vec![77; width * height * 3]).unwrap();
+        let latent = vae.encode(&frame).unwrap().mode().unwrap();
+        assert_eq!(latent.0.dims(), [1, 4, height / 8, width / 8]);
+        assert_eq!(vae.decode(&latent).unwrap().dims(), [1, 3, height, width]);
+    }
+    let odd = Frame::new(12, 8, vec![77; 12 * 8 * 3]).unwrap();
+    assert!(vae.encode(&odd).unwrap_err().to_string().contains("factor 8"));
 }

@@ -116,3 +116,52 @@ impl Denoiser for Guided<'_> {
         schedule.denoised_from_prediction(schedule.config().prediction_type, x, &guided, t)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::painter::Inversion;
+    use crate::sampler::{GuidanceForm, Plan, Sampler, sample};
+    use std::path::Path;
+
+    fn order(painter: &Painter, style: f64, content: f64) -> Order {
+        let vectors = (0..6).map(|t| vec![0.01 * t as f32; painter.text.width()]).collect();
+        let base = painter.text.base().unwrap();
+        let learned = Style { token: "mine".into(), vectors, base, ..Style::default() };
+        Order {
+            prompt: Template::parse("a painting of a boat, in the style of {}").unwrap(),
+            negative: String::new(),
+            styles: vec![StyleChoice::Learned(learned)],
+            content: None,
+            size: (64, 64),
+            steps: 12,
+            strength: 1.0,
+            sampler: Sampler::Ddim,
+            guidance: Guidance::new(style, content, 5.0, GuidanceForm::Paper).unwrap(),
+            control_scale: 0.0,
+            inversion: Inversion::Noise,
+            seed: 3,
+        }
+    }
+
+    /// Branches evaluated in a step, and passes of the text encoder in a whole painting.
+    fn work(style: f64, content: f64) -> (usize, usize) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
+        let painter = Painter::open(&folder).unwrap();
+        let order = order(&painter, style, content);
+        let mut guided = Guided::new(&painter, &order, None).unwrap();
+        let plan = Plan::new(&painter.schedule, order.sampler, order.steps, 1.0).unwrap();
+        let x = Tensor::ones((1, 4, 8, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+        sample(&mut guided, &plan, x, &mut |_| unreachable!("DDIM draws no noise"), &mut |_| Ok(())).unwrap();
+        (guided.prompts.len(), guided.texts.len())
+    }
+
+    #[test]
+    fn equal_scales_take_two_evaluations_and_each_text_is_encoded_once() {
+        // two branches: the negative once, the full prompt once for each of the six stages
+        assert_eq!(work(0.0, 0.0), (2, 1 + 6));
+        assert_eq!(work(3.0, 3.0), (2, 1 + 6));
+        // four branches: negative and context once, full and style-only once for each stage
+        assert_eq!(work(1.0, 3.0), (4, 2 + 12));
+    }
+}

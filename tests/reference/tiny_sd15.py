@@ -11,15 +11,12 @@ import math
 import os
 import shutil
 
-import numpy as np
-import onnx
-import onnxruntime
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
-from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from export_vae import export
 from model import photograph, unit
 
 UNET = {
@@ -156,54 +153,6 @@ def check_influence(unet, controlnet, states):
         assert all(v > 0.05 for k, v in moved.items() if k != "time") and moved["time"] > 0.005
 
 
-class Encoder(torch.nn.Module):
-    def __init__(self, vae):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, image):
-        return self.vae.quant_conv(self.vae.encoder(image))
-
-
-class Decoder(Encoder):
-    def forward(self, latent):
-        return self.vae.decoder(self.vae.post_quant_conv(latent))
-
-
-def halve(path):
-    """Store float32 initialisers as float16 with a Cast in front of their use, as the default model's ONNX files do."""
-    model = onnx.load(path)
-    casts, kept = [], []
-    for init in model.graph.initializer:
-        array = numpy_helper.to_array(init)
-        if init.data_type == TensorProto.FLOAT and array.size > 64:
-            kept.append(numpy_helper.from_array(array.astype(np.float16), init.name + "_f16"))
-            casts.append(helper.make_node("Cast", [init.name + "_f16"], [init.name], to=TensorProto.FLOAT))
-        else:
-            kept.append(init)
-    nodes = casts + list(model.graph.node)
-    del model.graph.initializer[:], model.graph.node[:]
-    model.graph.initializer.extend(kept), model.graph.node.extend(nodes)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def write_onnx(module, name_in, name_out, example, path):
-    """Free batch, height and width; compared with PyTorch at two sizes."""
-    torch.onnx.export(module, (example,), path, input_names=[name_in], output_names=[name_out], opset_version=17,
-                      dynamo=False, dynamic_axes={name_in: {0: "batch", 2: "height", 3: "width"},
-                                                  name_out: {0: "batch", 2: "out_height", 3: "out_width"}})
-    halve(path)
-    session, (h, w) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), example.shape[2:]
-    for batch, height, width in ((1, h, w), (2, h * 2, w * 3)):
-        x = torch.randn(batch, example.shape[1], height, width, generator=torch.Generator().manual_seed(height))
-        with torch.no_grad():
-            expected = module(x).numpy()
-        difference = np.abs(session.run(None, {name_in: x.numpy()})[0] - expected).max()
-        print(f"  {os.path.basename(path)} {batch}x{height}x{width}: largest difference from PyTorch {difference:.1e}")
-        assert difference <= 1e-5 * np.abs(expected).max() + 1e-5
-
-
 def write_unet(unet, folder):
     """float16 in two shards, halved at a tensor in the middle of the alphabet, with diffusers' index."""
     tensors = {k: v.half().contiguous() for k, v in sorted(unet.state_dict().items())}
@@ -277,8 +226,7 @@ def main():
     for part, module, dtype in (("controlnet", controlnet, torch.float32), ("vae", vae, torch.float16)):
         save_file({k: v.to(dtype).contiguous() for k, v in module.state_dict().items()},
                   f"{out}/{part}/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    write_onnx(Encoder(vae), "image", "moments", torch.randn(1, 3, 64, 64), f"{out}/vae/encoder.onnx")
-    write_onnx(Decoder(vae), "latent", "image", torch.randn(1, 4, 8, 8), f"{out}/vae/decoder.onnx")
+    export(vae, f"{out}/vae")
     total = 0
     for root, _, files in os.walk(out):
         for file in files:

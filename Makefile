@@ -1,0 +1,50 @@
+# The only list of commands; bare `make` prints it.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint build tools references clean
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PLEINAIR := $(TARGET)/release/pleinair
+OUT ?= painted
+# your own: make demo PHOTO=me.jpg STYLE=painting.jpg CONTEXT="A painting of a garden, in the style of {}"
+SAMPLES := models/atelier/samples
+PHOTO ?= $(SAMPLES)/content/mountain2.jpg
+STYLE ?= $(SAMPLES)/style/render_stained_glass_sea3.png
+CONTEXT ?= A painting of the sea, in the style of {}
+FIRST ?= stained-glass
+STEPS ?= 150
+
+help: ## print this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: build ## paint a photograph, learn a style from a picture, paint the photograph in it; one contact sheet
+	@mkdir -p $(OUT)
+	$(PLEINAIR) paint --content "$(PHOTO)" --style $(FIRST) --out $(OUT)/first.png
+	$(PLEINAIR) learn --image "$(STYLE)" --context "$(CONTEXT)" --steps $(STEPS) --lr 0.01 --out $(OUT)/learned.safetensors
+	$(PLEINAIR) paint --content "$(PHOTO)" --style $(OUT)/learned.safetensors --out $(OUT)/learned.png
+	$(PLEINAIR) sheet --cell "photograph=$(PHOTO)" --cell "in a style that ships=$(OUT)/first.png" \
+		--cell "style picture=$(STYLE)" --cell "in the style just learned=$(OUT)/learned.png" --columns 2 --out $(OUT)/demo.png
+	@echo "The contact sheet is $(OUT)/demo.png"
+
+test: tools ## everything that must hold
+	$(CARGO) test --workspace --no-fail-fast
+
+lint: tools ## formatting and lints, no warning allowed
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+build: tools ## the program, optimised
+	$(CARGO) build --release
+
+tools: ## what the build itself needs: Rust and a C compiler
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing; install it with rustup" >&2; exit 1; }
+	@command -v cc >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev; \
+		else echo "A C compiler is missing; install gcc or clang" >&2; exit 1; fi
+
+references: ## make the parity fixtures again (Python with tests/reference/requirements.txt)
+	tests/reference/make_all.sh
+
+clean: ## remove what was built and painted
+	$(CARGO) clean
+	rm -rf $(OUT)

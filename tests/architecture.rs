@@ -1,0 +1,79 @@
+//! The order of the rooms: no room of `src/` uses one to its right, and crates depend on each other in one direction.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// In path order. `painter`, `cli` (and later the daemon) see every room; `error` and `config` are seen by all.
+const ROOMS: [&str; 8] = ["bundle", "camera", "prompt", "net", "side", "sampler", "style", "train"];
+/// Comes after them.
+const LAST: &str = "canvas";
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut files = vec![];
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// Rooms that a source text uses through `crate::`, its tests left out.
+fn used(source: &str) -> Vec<String> {
+    let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let code: String = code.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let word = |rest: &str| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut rooms: Vec<_> = code.match_indices("crate::").map(|(i, m)| word(&code[i + m.len()..])).collect();
+    for (i, m) in code.match_indices("crate::{") {
+        rooms.extend(
+            code[i + m.len()..].split('}').next().unwrap_or_default().split([',', '{']).map(|w| word(w.trim())),
+        );
+    }
+    rooms
+}
+
+fn place(room: &str) -> Option<usize> {
+    ROOMS.iter().chain([&LAST]).position(|r| *r == room)
+}
+
+/// `file uses room` for every use of a room to the right.
+fn faults(room: &str, file: &str, source: &str) -> Vec<String> {
+    let own = place(room).expect("a room");
+    let wrong = |r: &String| place(r).is_some_and(|p| p > own) || ["cli", "daemon", "web"].contains(&r.as_str());
+    used(source).into_iter().filter(wrong).map(|r| format!("{file} uses {r}")).collect()
+}
+
+#[test]
+fn no_room_uses_one_to_its_right() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = vec![];
+    for room in ROOMS.into_iter().chain([LAST]) {
+        let (folder, file) = (src.join(room), src.join(room).with_extension("rs"));
+        let files = if folder.is_dir() { sources(&folder) } else { vec![file] };
+        assert!(!files.is_empty());
+        for file in files {
+            all.extend(faults(room, &file.display().to_string(), &fs::read_to_string(&file).unwrap()));
+        }
+    }
+    assert!(all.is_empty(), "{}", all.join("\n"));
+}
+
+#[test]
+fn the_check_finds_a_wrong_use() {
+    assert_eq!(faults("net", "f", "use crate::style::Style;"), ["f uses style"]);
+    assert_eq!(faults("net", "f", "use crate::{Error, train, prompt::Tokens};"), ["f uses train"]);
+    assert!(faults("style", "f", "// crate::cli\nuse crate::net::Unet;\n#[cfg(test)] use crate::train;").is_empty());
+}
+
+#[test]
+fn crates_depend_in_one_direction() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let dependencies = |text: &str| text.split("\n[dependencies]").nth(1).unwrap().to_string();
+    assert!(!dependencies(&manifest("targets/cpu/Cargo.toml")).contains("pleinair"));
+    assert!(!dependencies(&manifest("Cargo.toml")).contains("quantize"));
+    assert!(dependencies(&manifest("quantize/Cargo.toml")).contains("pleinair.workspace"));
+}

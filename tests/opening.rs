@@ -1,0 +1,165 @@
+//! Opening a model folder: what is wrong with it is named, all of it at once.
+
+mod reference;
+
+use pleinair::bundle::Bundle;
+use pleinair::net::{ControlNet, TextEncoder, Unet};
+use pleinair::painter::Painter;
+use reference::model_folder;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let into = to.join(entry.file_name());
+        if entry.path().is_dir() { copy(&entry.path(), &into) } else { fs::copy(entry.path(), into).map(|_| ()).unwrap() }
+    }
+}
+
+fn tiny() -> (TempDir, PathBuf) {
+    let dir = TempDir::new().unwrap();
+    let folder = dir.path().join("model");
+    copy(&model_folder("tiny-sd15"), &folder);
+    (dir, folder)
+}
+
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+/// Rewrites a safetensors file.
+fn edit(path: &Path, change: impl FnOnce(&mut Tensors)) {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Tensors =
+        file.tensors().into_iter().map(|(n, t)| (n, (t.dtype(), t.shape().to_vec(), t.data().to_vec()))).collect();
+    change(&mut tensors);
+    let views = tensors.iter().map(|(n, (d, s, b))| (n, TensorView::new(*d, s.clone(), b).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+fn set(path: &Path, key: &str, value: serde_json::Value) {
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    config[key] = value;
+    fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn both_structures_open_from_the_same_code() {
+    for model in reference::MODELS {
+        let painter = Painter::open(&model_folder(model)).unwrap();
+        let bundle = painter.bundle();
+        let (factor, step) = if model == "atelier" { (4, 16) } else { (8, 64) };
+        assert_eq!((bundle.factor(), bundle.size_step()), (factor, step));
+    }
+}
+
+#[test]
+fn missing_misshapen_and_not_finite_tensors_are_named_together() {
+    let (_dir, folder) = tiny();
+    edit(&folder.join("controlnet/diffusion_pytorch_model.safetensors"), |tensors| {
+        tensors.remove("conv_in.weight").unwrap();
+        tensors.remove("mid_block.resnets.1.conv2.bias").unwrap();
+        let bias = tensors.get_mut("time_embedding.linear_1.bias").unwrap();
+        (bias.1, bias.2) = (vec![3], vec![0; 12]);
+        let norm = tensors.get_mut("down_blocks.0.resnets.0.norm1.weight").unwrap();
+        norm.2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let error = ControlNet::load(&Bundle::open(&folder).unwrap()).unwrap_err().to_string();
+    for part in [
+        "controlnet: ",
+        "conv_in.weight [16, 4, 3, 3] is missing",
+        "mid_block.resnets.1.conv2.bias [32] is missing",
+        "time_embedding.linear_1.bias has the shape [3], wanted [64]",
+        "down_blocks.0.resnets.0.norm1.weight holds values that are not finite",
+    ] {
+        let text = error.replace("tensor ", "");
+        assert!(text.contains(part), "no {part:?} in: {error}");
+    }
+    assert_eq!(error.lines().count(), 5, "one line a problem: {error}");
+}
+
+#[test]
+fn damaged_weight_files_are_refused() {
+    let damage: [(&str, &dyn Fn(&Path)); 4] = [
+        ("0 bytes long", &|p| fs::write(p, b"").unwrap()),
+        ("claims a header of 1152921504606846976 bytes", &|p| {
+            fs::write(p, [&(1u64 << 60).to_le_bytes()[..], &[0; 64]].concat()).unwrap();
+        }),
+        ("it was cut off", &|p| {
+            let bytes = fs::read(p).unwrap();
+            fs::write(p, &bytes[..bytes.len() - 7]).unwrap();
+        }),
+        ("header is damaged", &|p| {
+            let mut bytes = fs::read(p).unwrap();
+            bytes[9] = b'}';
+            fs::write(p, bytes).unwrap();
+        }),
+    ];
+    for (message, damage) in damage {
+        let (_dir, folder) = tiny();
+        let file = folder.join("text_encoder/model.safetensors");
+        damage(&file);
+        let error = TextEncoder::load(&Bundle::open(&folder).unwrap()).unwrap_err().to_string();
+        assert!(error.contains(message) && error.contains("model.safetensors"), "{error}");
+    }
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let (_dir, folder) = tiny();
+    let shard = fs::read_dir(folder.join("unet"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.to_string_lossy().contains("00002-of"))
+        .expect("the tiny UNet comes in shards");
+    fs::remove_file(&shard).unwrap();
+    let error = Unet::load(&Bundle::open(&folder).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("00002-of"), "{error}");
+}
+
+#[test]
+fn a_shard_outside_the_folder_is_refused() {
+    let (_dir, folder) = tiny();
+    let index = folder.join("unet/diffusion_pytorch_model.safetensors.index.json");
+    set(&index, "weight_map", serde_json::json!({"conv_in.weight": "../../secret.safetensors"}));
+    let error = Unet::load(&Bundle::open(&folder).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("outside this folder"), "{error}");
+}
+
+#[test]
+fn configurations_of_other_networks_are_refused_key_by_key() {
+    let (_dir, folder) = tiny();
+    let unet = folder.join("unet/config.json");
+    set(&unet, "addition_embed_type", "text_time".into());
+    set(&unet, "resnet_time_scale_shift", "scale_shift".into());
+    set(&unet, "cross_attention_dim", 48.into());
+    set(&folder.join("text_encoder/config.json"), "hidden_act", "relu".into());
+    let error = Bundle::open(&folder).unwrap_err().to_string();
+    for part in [
+        "unet: addition_embed_type = \"text_time\"",
+        "unet: resnet_time_scale_shift = \"scale_shift\"",
+        "unet: cross_attention_dim is 48, but the text encoder gives 32",
+        "text_encoder: hidden_act relu",
+    ] {
+        assert!(error.contains(part), "no {part:?} in: {error}");
+    }
+
+    let (_dir, folder) = tiny();
+    set(&folder.join("model_index.json"), "_class_name", "StableDiffusionXLPipeline".into());
+    let error = Bundle::open(&folder).unwrap_err().to_string();
+    assert!(error.contains("StableDiffusionXLPipeline") && error.contains("Stable Diffusion 1.x"), "{error}");
+}
+
+#[test]
+fn a_folder_without_onnx_says_how_to_make_it() {
+    let (_dir, folder) = tiny();
+    fs::remove_file(folder.join("vae/decoder.onnx")).unwrap();
+    let error = Painter::open(&folder).unwrap_err().to_string();
+    assert!(error.contains("encoder.onnx and decoder.onnx") && error.contains("export_vae.py"), "{error}");
+    assert!(Painter::open(Path::new("no/such/model")).unwrap_err().to_string().contains("--bundle"));
+}

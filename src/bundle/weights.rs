@@ -85,6 +85,11 @@ impl Weights {
         })
     }
 
+    /// Numbers in all tensors of the part.
+    pub fn parameters(&self) -> usize {
+        self.tensors.values().map(|place| place.shape.iter().product::<usize>()).sum()
+    }
+
     /// # Errors
     /// Every tensor that was missing, misshapen, of an unreadable type or not finite.
     pub fn finish(self) -> Result<()> {

@@ -21,6 +21,8 @@ from prompts import CodeInPlace, Prompts, StyleEncoder
 from training import (DEVICE, Average, Schedule, autocast, compiled, follow_threads, log, save_atomically, to_unit)
 
 WINDOWS = {24: (0.75, 32), 32: (0.25, 18)}  # side of the window: (share of the steps, batch)
+if os.environ.get("WINDOW"):  # one size only: saves the minutes of compiling the other
+    WINDOWS = {side: (1.0, n) for side, (_, n) in WINDOWS.items() if side == int(os.environ["WINDOW"])}
 SCALE_BATCH = float(os.environ.get("SCALE_BATCH", 1))
 PEAK = float(os.environ.get("LR", 5e-4))
 START = os.environ.get("START")

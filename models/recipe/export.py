@@ -118,6 +118,8 @@ def main():
     without_paths(target)
     paths = [os.path.join(root, name) for part in ("vae", "tokenizer", "scheduler", "unet", "text_encoder", "controlnet")
              for root, _, files in os.walk(f"{target}/{part}") for name in files]
+    for path in paths:
+        os.chmod(path, 0o644)
     print("bytes", sum(os.path.getsize(p) for p in paths))
 
 

@@ -164,7 +164,7 @@ impl Canvas {
     }
 
     /// Writes a PNG with two text chunks: `parameters` (Latin-1 `tEXt` where that holds it, else `iTXt`, as Pillow
-    /// chooses) and `pleinair`, the recipe as JSON (`iTXt`).
+    /// chooses) and `pleinair`, the recipe as JSON (`iTXt`). Default metadata say nothing and are left out.
     ///
     /// # Errors
     /// What `out` says.
@@ -174,13 +174,15 @@ impl Canvas {
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         let mut writer = encoder.write_header()?;
-        let parameters = metadata.parameters(self.width, self.height);
-        if parameters.chars().all(|c| u8::try_from(c).is_ok()) {
-            writer.write_text_chunk(&TEXtChunk::new("parameters", parameters))?;
-        } else {
-            writer.write_text_chunk(&ITXtChunk::new("parameters", parameters))?;
+        if *metadata != Metadata::default() {
+            let parameters = metadata.parameters(self.width, self.height);
+            if parameters.chars().all(|c| u8::try_from(c).is_ok()) {
+                writer.write_text_chunk(&TEXtChunk::new("parameters", parameters))?;
+            } else {
+                writer.write_text_chunk(&ITXtChunk::new("parameters", parameters))?;
+            }
+            writer.write_text_chunk(&ITXtChunk::new("pleinair", metadata.recipe.to_string()))?;
         }
-        writer.write_text_chunk(&ITXtChunk::new("pleinair", metadata.recipe.to_string()))?;
         writer.write_image_data(&self.rgb)?;
         Ok(writer.finish()?)
     }
@@ -430,6 +432,15 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), first);
             assert_eq!(Canvas::from(Frame::open(&path).unwrap()), picture);
         }
+    }
+
+    #[test]
+    fn a_png_that_was_not_painted_says_nothing() {
+        let mut file = Vec::new();
+        canvas(5, 3, [1, 2, 3]).write_png(&Metadata::default(), &mut file).unwrap();
+        let reader = png::Decoder::new(std::io::Cursor::new(&file)).read_info().unwrap();
+        let info = reader.info();
+        assert!(info.uncompressed_latin1_text.is_empty() && info.utf8_text.is_empty());
     }
 
     #[test]

@@ -135,6 +135,22 @@ impl Bundle {
     pub fn native_size(&self) -> usize {
         self.unet.sample_size * self.factor()
     }
+
+    /// The size nearest to `width` x `height` pixels that the model paints: multiples of [`Bundle::size_step`].
+    pub fn nearest_size(&self, width: f64, height: f64) -> (usize, usize) {
+        nearest_multiples(width, height, self.size_step())
+    }
+
+    /// The size of a picture in the shape of `width` x `height` with the area that the model was trained with.
+    pub fn native_size_like(&self, width: usize, height: usize) -> (usize, usize) {
+        let (side, ratio) = (self.native_size() as f64, (width as f64 / height as f64).sqrt());
+        self.nearest_size(side * ratio, side / ratio)
+    }
+}
+
+fn nearest_multiples(width: f64, height: f64, step: usize) -> (usize, usize) {
+    let nearest = |side: f64| ((side / step as f64).round() as usize).max(1) * step;
+    (nearest(width), nearest(height))
 }
 
 /// Reads a JSON file into its type.
@@ -144,4 +160,31 @@ impl Bundle {
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("not the JSON that belongs here: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_to_the_nearest_step_and_never_to_nothing() {
+        for ((width, height), step, expected) in [
+            ((100.0, 60.0), 16, (96, 64)),
+            ((128.0, 128.0), 16, (128, 128)),
+            ((7.0, 0.0), 64, (64, 64)),
+            ((1023.0, 33.0), 64, (1024, 64)),
+        ] {
+            assert_eq!(nearest_multiples(width, height, step), expected);
+        }
+    }
+
+    #[test]
+    fn the_native_area_takes_the_shape_asked_for() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
+        let bundle = Bundle::open(&folder).unwrap();
+        assert_eq!((bundle.native_size(), bundle.size_step()), (64, 64));
+        assert_eq!(bundle.native_size_like(300, 300), (64, 64));
+        // 64 * sqrt(9) and 64 / sqrt(9), the latter rounded up from a third of a step.
+        assert_eq!(bundle.native_size_like(900, 100), (192, 64));
+    }
 }

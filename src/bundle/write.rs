@@ -18,13 +18,29 @@ pub fn write_atomically(
     path: &Path,
     contents: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
 ) -> Result<()> {
+    let (target, folder) = target_and_folder(path)?;
+    replace(&target, &folder, contents).map_err(Error::io(path))
+}
+
+/// Whether [`write_atomically`] would find its folder and be let in, to be asked before hours of work. Nothing is
+/// written; a disk may still be full when the time has come.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn check_writable(path: &Path) -> Result<()> {
+    let (_, folder) = target_and_folder(path)?;
+    neighbour_in(&folder).map(drop).map_err(Error::io(path))
+}
+
+/// Where the bytes go in the end, and the folder it is in.
+fn target_and_folder(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let target = replaceable(path)?;
     let folder = match target.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_path_buf(),
         None => return Err(Error::file(path, "is not the name of a file; give one")),
     };
-    replace(&target, folder, contents).map_err(Error::io(path))
+    Ok((target, folder))
 }
 
 /// Where the bytes go in the end: `path`, or what it links to.
@@ -42,18 +58,21 @@ fn replaceable(path: &Path) -> Result<PathBuf> {
     }
 }
 
-fn replace(
-    target: &Path,
-    folder: &Path,
-    contents: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
-) -> std::io::Result<()> {
+fn neighbour_in(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".pleinair-").suffix(".partial");
     // The neighbour becomes the file: it gets the rights any new file would get, less the umask, not 0600.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let neighbour = builder.tempfile_in(folder)?;
+    builder.tempfile_in(folder)
+}
 
+fn replace(
+    target: &Path,
+    folder: &Path,
+    contents: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let neighbour = neighbour_in(folder)?;
     let mut writer = BufWriter::new(neighbour.as_file());
     contents(&mut writer)?;
     writer.flush()?;
@@ -130,6 +149,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a"), b"").unwrap();
         assert!(matches!(write_atomically(&folder.path().join("a/b.txt"), |_| Ok(())), Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn whether_a_file_can_be_written_is_told_without_writing_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        check_writable(&path).unwrap();
+        assert!(names_in(folder.path()).is_empty());
+        std::fs::write(&path, b"old").unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert!(matches!(check_writable(&path.join("b")), Err(Error::Io { .. })));
+        assert!(matches!(check_writable(&folder.path().join("missing/b")), Err(Error::Io { .. })));
+        assert!(matches!(check_writable(folder.path()), Err(Error::File { .. })));
     }
 
     // Nobody may create files in /proc, not even root.

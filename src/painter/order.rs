@@ -2,7 +2,7 @@
 
 use crate::bundle::Bundle;
 use crate::camera::Frame;
-use crate::prompt::{PromptStyle, Template};
+use crate::prompt::{PromptStyle, Template, Tokenizer};
 use crate::sampler::{Guidance, Sampler};
 use crate::style::Style;
 use crate::{Error, Result};
@@ -104,6 +104,30 @@ impl Order {
     /// If the prompt names a style that is not given.
     pub fn prompt_text(&self) -> Result<String> {
         self.prompt.text(&self.prompt_styles())
+    }
+
+    /// What the person should hear about: prompts that are longer than the text encoder reads, and styles lost with
+    /// their ends.
+    ///
+    /// # Errors
+    /// As [`Order::prompt_text`].
+    pub fn notes(&self, tokenizer: &Tokenizer) -> Result<Vec<String>> {
+        let styles = self.prompt_styles();
+        let mut notes = vec![];
+        for (name, template) in [("prompt", &self.prompt), ("negative prompt", &Template::literal(&self.negative))] {
+            let tokens = template.tokens(tokenizer, &styles)?;
+            if tokens.dropped > 0 {
+                let (room, dropped) = (tokenizer.positions() - 2, tokens.dropped);
+                notes.push(format!(
+                    "the {name} is {dropped} tokens longer than the {room} there is room for; it is cut"
+                ));
+            }
+            let lost: Vec<_> = tokens.dropped_styles.iter().map(|&style| styles[style].name()).collect();
+            if !lost.is_empty() {
+                notes.push(format!("the {name} is cut before {}, which has no effect; shorten it", lost.join(" and ")));
+            }
+        }
+        Ok(notes)
     }
 
     /// Everything needed to paint it again, for the picture's metadata.

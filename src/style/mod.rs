@@ -54,6 +54,21 @@ impl Style {
         &self.vectors[stage_of(t, self.stages())]
     }
 
+    /// Length of each stage's vector.
+    pub fn norms(&self) -> Vec<f64> {
+        self.vectors.iter().map(|vector| dot(vector, vector).sqrt()).collect()
+    }
+
+    /// Cosine of the angle between each stage's vector and `word: [D]`, such as the one all stages started from; 0 where
+    /// one of the two is zero.
+    pub fn cosines(&self, word: &[f32]) -> Vec<f64> {
+        let cosine = |vector: &Vec<f32>| {
+            let lengths = (dot(vector, vector) * dot(word, word)).sqrt();
+            if lengths > 0.0 { dot(vector, word) / lengths } else { 0.0 }
+        };
+        self.vectors.iter().map(cosine).collect()
+    }
+
     /// Whether the style can be used with a text encoder whose word table has this SHA-256 and width.
     ///
     /// # Errors
@@ -103,6 +118,10 @@ pub fn stage_of(t: f64, stages: usize) -> usize {
     stage.min(stages.saturating_sub(1))
 }
 
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
 /// Enough of a checksum to tell two apart.
 fn abbreviated(checksum: &str) -> String {
     checksum.chars().take(12).collect()
@@ -147,6 +166,14 @@ mod tests {
         assert!([0.0, 500.0, 999.0].iter().all(|&t| style.vector_for(t) == [1.0]));
         style.vectors.push(vec![2.0]);
         assert_eq!((style.vector_for(499.0), style.vector_for(500.0)), (&[1.0f32][..], &[2.0f32][..]));
+    }
+
+    #[test]
+    fn lengths_and_angles_by_hand() {
+        let style = Style { vectors: vec![vec![3.0, 4.0], vec![0.0, 0.0], vec![-4.0, 3.0]], ..Style::default() };
+        assert_eq!(style.norms(), [5.0, 0.0, 5.0]);
+        assert_eq!(style.cosines(&[6.0, 8.0]), [1.0, 0.0, 0.0]);
+        assert_eq!(style.cosines(&[-3.0, -4.0]), [-1.0, 0.0, 0.0]);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use super::adamw::AdamW;
 use super::log::by_stage;
 use super::{Lesson, Study};
 use crate::bundle::write::write_atomically;
-use crate::painter::Painter;
 use crate::sampler::{RngState, TorchRng};
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -103,7 +102,7 @@ impl Progress {
         }
         if metadata.get("fingerprint").map(String::as_str) != Some(fingerprint) {
             let what =
-                "a checkpoint of another lesson (pictures, contexts, stages, batch, rate, seed, word or model differ)";
+                "a checkpoint of another lesson (pictures, contexts, stages, batch, seed, word, name or model differ)";
             return Err(damaged(what));
         }
         let tensor = |name: &str| file.tensor(name).map_err(|e| damaged(&format!("a damaged checkpoint: {e}")));
@@ -142,17 +141,18 @@ fn matrix(view: &TensorView<'_>) -> Vec<Vec<f32>> {
     values.chunks(view.shape().last().copied().unwrap_or(1).max(1)).map(<[f32]>::to_vec).collect()
 }
 
-/// What makes two lessons the same: a checkpoint of one must not be resumed by another. The number of steps is left
-/// out, so that a lesson can be resumed with more.
-pub(super) fn fingerprint(painter: &Painter, lesson: &Lesson) -> Result<String> {
+/// What makes two lessons on the text encoder `base` the same: a checkpoint of one must not be resumed by another. The
+/// number of steps and the learning rate are left out, so that a lesson can be resumed with more or, after it exploded,
+/// with a lower one.
+pub(super) fn fingerprint(base: &str, lesson: &Lesson) -> String {
     let mut sha = Sha256::new();
-    sha.update(painter.text_encoder().base()?);
+    sha.update(base);
     for Study { frame, context } in &lesson.studies {
         sha.update([frame.width() as u64, frame.height() as u64].map(u64::to_le_bytes).concat());
         sha.update(frame.rgb());
         sha.update(format!("{context:?}"));
     }
-    let Lesson { token, stages, batch, lr, init, seed, .. } = lesson;
-    sha.update(format!("{token:?} {stages} {batch} {lr} {init:?} {seed}"));
-    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    let Lesson { token, stages, batch, init, seed, .. } = lesson;
+    sha.update(format!("{token:?} {stages} {batch} {init:?} {seed}"));
+    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

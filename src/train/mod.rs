@@ -58,7 +58,8 @@ pub struct Lesson {
 /// Where a lesson keeps what must survive an interruption.
 #[derive(Debug, Clone)]
 pub struct Files {
-    /// Vectors, optimiser moments, random state and step; written every [`CHECKPOINT_EVERY`] steps and on interruption.
+    /// Vectors, optimiser moments, random state and step; written every [`CHECKPOINT_EVERY`] steps, on interruption and at
+    /// the end.
     pub checkpoint: PathBuf,
     /// The losses as CSV.
     pub log: PathBuf,
@@ -110,7 +111,8 @@ pub fn learn(
     let prompts = Prompts::new(painter, lesson)?;
     let studies = Studies::encode(painter, &lesson.studies)?;
     let start = painter.text_encoder().word_vector(painter.tokenizer().word(&lesson.init)?)?;
-    let fingerprint = checkpoint::fingerprint(painter, lesson)?;
+    let base = painter.text_encoder().base()?;
+    let fingerprint = checkpoint::fingerprint(&base, lesson);
     let mut now = match resume {
         true => Progress::open(&files.checkpoint, &fingerprint)?,
         false => Progress::new(&start, lesson)?,
@@ -118,19 +120,19 @@ pub fn learn(
     let mut log = LossLog::open(&files.log, now.step)?;
     let mut rng = TorchRng::from_state(&now.rng)?;
     let began = Instant::now();
-    let seconds_before = now.seconds;
+    let (step_before, seconds_before) = (now.step, now.seconds);
 
     while now.step < lesson.steps {
         let batch = studies.draw(lesson.batch, &mut rng)?;
         let (losses, gradient) = gradient(painter, &prompts, &batch, &now.vectors)?;
         let loss = losses.iter().sum::<f32>() / losses.len() as f32;
         if !loss.is_finite() || !gradient.iter().flatten().all(|g| g.is_finite()) {
-            let remedy = format!(
-                "learning stopped at step {}; the last good checkpoint is {}, resume it with a lower --lr",
-                now.step + 1,
-                files.checkpoint.display()
-            );
-            return Err(Error::NotFinite { what: "the loss".into(), remedy });
+            return Err(exploded("the loss", now.step + 1, files));
+        }
+        // Only this loss tells that the last step's vectors are any good.
+        if now.step > step_before && now.step % CHECKPOINT_EVERY == 0 {
+            log.flush()?;
+            now.save(&files.checkpoint, &fingerprint)?;
         }
         now.optimiser.step(&mut now.vectors, &gradient, lesson.lr);
         now.step += 1;
@@ -139,23 +141,36 @@ pub fn learn(
         let stages: Vec<_> = batch.timesteps.iter().map(|&t| stage_of(t, lesson.stages)).collect();
         let smoothed = now.smooth(&stages, &losses);
         log.write(now.step, &stages, &losses, &now.smoothed, now.seconds)?;
-        let style = lesson.style(painter, &now.vectors, now.step)?;
+        let style = lesson.style(&base, &now.vectors, now.step)?;
         let told = listener(Step { step: now.step, steps: lesson.steps, loss, smoothed, style: &style });
-        if told.is_err() || now.step % CHECKPOINT_EVERY == 0 {
+        if told.is_err() {
             log.flush()?;
             now.save(&files.checkpoint, &fingerprint)?;
         }
         told?;
     }
     log.flush()?;
-    let initial = vec![start; lesson.stages];
-    let learned = tensors(&now.vectors)?;
-    let finished = Learned {
-        style: lesson.style(painter, &now.vectors, now.step)?,
-        loss_before: validation(painter, &prompts, &studies, &initial)?,
-        loss_after: validation(painter, &prompts, &studies, &learned)?,
+    let loss_before = validation(painter, &prompts, &studies, &vec![start; lesson.stages])?;
+    let loss_after = validation(painter, &prompts, &studies, &tensors(&now.vectors)?)?;
+    if !loss_after.is_finite() {
+        return Err(exploded("the validation loss", now.step, files));
+    }
+    now.save(&files.checkpoint, &fingerprint)?;
+    Ok(Learned { style: lesson.style(&base, &now.vectors, now.step)?, loss_before, loss_after })
+}
+
+/// A loss that is not finite at `step`, and how to go on.
+fn exploded(what: &str, step: usize, files: &Files) -> Error {
+    let remedy = if files.checkpoint.is_file() {
+        let checkpoint = files.checkpoint.display();
+        format!(
+            "learning stopped at step {step}; go on from the last good checkpoint, {checkpoint}, with --resume and a \
+             lower --lr"
+        )
+    } else {
+        format!("learning stopped at step {step}, before the first checkpoint; start again with a lower --lr")
     };
-    Ok(finished)
+    Error::NotFinite { what: what.into(), remedy }
 }
 
 /// Losses of a batch's samples and the gradient of their mean with respect to each stage's vector; a stage that the
@@ -203,12 +218,12 @@ impl Lesson {
         Err(Error::Usage(fault.into()))
     }
 
-    fn style(&self, painter: &Painter, vectors: &[Vec<f32>], steps: usize) -> Result<Style> {
+    fn style(&self, base: &str, vectors: &[Vec<f32>], steps: usize) -> Result<Style> {
         let context = |s: &Study| s.context.text(&[crate::prompt::PromptStyle::Word("{}".into())]);
         Ok(Style {
             token: self.token.clone(),
             vectors: vectors.to_vec(),
-            base: painter.text_encoder().base()?,
+            base: base.to_owned(),
             context: self.studies.iter().map(context).collect::<Result<_>>()?,
             steps: Some(steps as u64),
             seed: Some(self.seed),

@@ -1,0 +1,310 @@
+//! `pleinair doctor`: what this machine is, and whether a model on it works.
+
+use super::paint::NEGATIVE;
+use super::{model, print, print_json};
+use pleinair::bundle::Bundle;
+use pleinair::net::{ControlNet, TextEncoder, Unet};
+use pleinair::painter::{Inversion, Order, Painter};
+use pleinair::prompt::{Template, Tokenizer};
+use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
+use pleinair::side::vae::Vae;
+use pleinair::{Error, Result};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    model: model::Choice,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    device: &'static str,
+    architecture: &'static str,
+    instruction_sets: Vec<&'static str>,
+    cores: usize,
+    memory_bytes: Option<u64>,
+    available_memory_bytes: Option<u64>,
+    model: Option<Model>,
+    /// What is wrong; nothing when all works.
+    problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Model {
+    name: String,
+    folder: String,
+    native_size: usize,
+    size_step: usize,
+    parts: Vec<Part>,
+    files: Vec<File>,
+    self_test: Option<SelfTest>,
+}
+
+#[derive(Debug, Serialize)]
+struct Part {
+    name: &'static str,
+    parameters: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct File {
+    /// In the model's folder.
+    path: String,
+    bytes: u64,
+    sha256: String,
+}
+
+/// A painting of two steps, whose every pixel was finite.
+#[derive(Debug, Serialize)]
+struct SelfTest {
+    width: usize,
+    height: usize,
+    seconds: f64,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let memory = |key| std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| meminfo(&text, key));
+    let mut report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        device: "cpu",
+        architecture: std::env::consts::ARCH,
+        instruction_sets: instruction_sets(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_bytes: memory("MemTotal"),
+        available_memory_bytes: memory("MemAvailable"),
+        model: None,
+        problems: vec![],
+    };
+    let folder = arguments.model.folder();
+    match &folder {
+        Ok(folder) => examine(folder, &mut report),
+        Err(none) => report.problems.push(none.to_string()),
+    }
+    if arguments.json { print_json(&report) } else { print(&report.text()) }?;
+    match (folder, report.problems) {
+        (Err(none), _) => Err(none),
+        (Ok(_), problems) if problems.is_empty() => Ok(()),
+        (Ok(folder), problems) => Err(Error::Model { folder, problems }),
+    }
+}
+
+/// Opens and tries everything; what fails is noted and the rest still tried.
+fn examine(folder: &Path, report: &mut Report) {
+    let problems = &mut report.problems;
+    let Some(bundle) = note(Bundle::open(folder), problems) else { return };
+    let mut parts = vec![];
+    for name in ["text_encoder", "unet", "controlnet"] {
+        if name != "controlnet" || bundle.controlnet.is_some() {
+            let weights = note(bundle.weights(name), problems);
+            parts.extend(weights.map(|weights| Part { name, parameters: weights.parameters() }));
+        }
+    }
+    let files = note(checksums(folder), problems).unwrap_or_default();
+    let self_test = if problems.is_empty() {
+        match Painter::open(folder) {
+            Ok(painter) => note(self_test(&painter), problems),
+            Err(first) => {
+                open_each(&bundle, problems);
+                let first = lines(first).into_iter().filter(|line| !problems.contains(line)).collect::<Vec<_>>();
+                problems.splice(..0, first);
+                None
+            }
+        }
+    } else {
+        None
+    };
+    report.model = Some(Model {
+        name: model::name(folder),
+        folder: folder.display().to_string(),
+        native_size: bundle.native_size(),
+        size_step: bundle.size_step(),
+        parts,
+        files,
+        self_test,
+    });
+}
+
+/// The value, or what is wrong as problems.
+fn note<T>(result: Result<T>, problems: &mut Vec<String>) -> Option<T> {
+    result.map_err(|error| problems.extend(lines(error))).ok()
+}
+
+fn lines(error: Error) -> Vec<String> {
+    match error {
+        Error::Model { problems, .. } => problems,
+        other => vec![other.to_string()],
+    }
+}
+
+/// Opens every part by itself, so that the second fault is found with the first.
+fn open_each(bundle: &Bundle, problems: &mut Vec<String>) {
+    note(Tokenizer::open(bundle.tokenizer()), problems);
+    note(TextEncoder::load(bundle), problems);
+    note(Unet::load(bundle), problems);
+    if bundle.controlnet.is_some() {
+        note(ControlNet::load(bundle), problems);
+    }
+    note(Vae::open(bundle), problems);
+}
+
+/// Two steps of text to image at the smallest size.
+fn self_test(painter: &Painter) -> Result<SelfTest> {
+    let side = painter.bundle().size_step();
+    let order = Order {
+        prompt: Template::literal("a painting"),
+        negative: NEGATIVE.to_owned(),
+        styles: vec![],
+        content: None,
+        size: (side, side),
+        steps: 2,
+        strength: 1.0,
+        sampler: Sampler::DpmSolverPp2M,
+        guidance: Guidance::new(0.0, 0.0, super::paint::GUIDANCE, GuidanceForm::Paper)?,
+        control_scale: 0.0,
+        inversion: Inversion::Noise,
+        seed: 0,
+    };
+    let began = Instant::now();
+    let canvas = painter.paint(&order, &mut |_| Ok(()))?;
+    Ok(SelfTest { width: canvas.width(), height: canvas.height(), seconds: began.elapsed().as_secs_f64() })
+}
+
+/// Every file of the folder with its checksum, by name.
+fn checksums(folder: &Path) -> Result<Vec<File>> {
+    let mut paths = vec![];
+    walk(folder, &mut paths)?;
+    paths.sort();
+    let checked = |path: &PathBuf| {
+        let (bytes, sha256) = checksum(path).map_err(Error::io(path))?;
+        let path = path.strip_prefix(folder).unwrap_or(path).display().to_string();
+        Ok(File { path, bytes, sha256 })
+    };
+    paths.iter().map(checked).collect()
+}
+
+/// Links to files are followed, links to folders are not: they might lead in circles.
+fn walk(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        let path = entry.path();
+        if entry.file_type().map_err(Error::io(&path))?.is_dir() {
+            walk(&path, paths)?;
+        } else if path.is_file() {
+            paths.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Length and SHA-256 of a file.
+fn checksum(path: &Path) -> std::io::Result<(u64, String)> {
+    let mut file = std::fs::File::open(path)?;
+    let (mut sha, mut length, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => {
+                sha.update(&buffer[..read]);
+                length += read as u64;
+            }
+        }
+    }
+    Ok((length, sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
+/// A line of `/proc/meminfo`, such as `MemTotal:  16384 kB`, in bytes.
+fn meminfo(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+/// The instruction sets that matter to matrix products, as the processor has them.
+fn instruction_sets() -> Vec<&'static str> {
+    let mut found = vec![];
+    macro_rules! detect {
+        ($detected:ident, $($name:tt)*) => {
+            $(if std::arch::$detected!($name) { found.push($name); })*
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    detect!(is_x86_feature_detected, "sse4.2" "avx" "f16c" "fma" "avx2" "avxvnni" "avx512f" "avx512bw" "avx512vnni" "avx512bf16" "avx512fp16");
+    #[cfg(target_arch = "aarch64")]
+    detect!(is_aarch64_feature_detected, "neon" "fp16" "dotprod" "bf16" "i8mm" "sve");
+    found
+}
+
+impl Report {
+    /// Without the problems, which end up on stderr.
+    fn text(&self) -> String {
+        let mut text = format!("pleinair      {}\n", self.version);
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(text, "{name:13} {value}");
+        };
+        line("device", format!("{} (the only one in this build)", self.device));
+        line("processor", format!("{} with {}", self.architecture, self.instruction_sets.join(", ")));
+        line("cores", self.cores.to_string());
+        if let Some(memory) = self.memory_bytes {
+            let available = self.available_memory_bytes.map_or(String::new(), |a| format!(", {} available", binary(a)));
+            line("memory", format!("{}{available}", binary(memory)));
+        }
+        if let Some(model) = &self.model {
+            line("model", format!("{} in {}", model.name, model.folder));
+            let side = model.native_size;
+            line("pictures", format!("{side}x{side} by default, sides in steps of {}", model.size_step));
+            for Part { name, parameters } in &model.parts {
+                line(name, format!("{:.1} million parameters", *parameters as f64 / 1e6));
+            }
+            for File { path, bytes, sha256 } in &model.files {
+                line("file", format!("{sha256} {:>10}  {path}", binary(*bytes)));
+            }
+            if let Some(SelfTest { width, height, seconds }) = model.self_test {
+                line("self-test", format!("2 steps at {width}x{height} in {seconds:.2} s, every pixel finite"));
+            }
+        }
+        if self.problems.is_empty() {
+            line("verdict", "everything works".to_owned());
+        }
+        text
+    }
+}
+
+fn binary(bytes: u64) -> String {
+    match bytes {
+        0..1_024 => format!("{bytes} B"),
+        1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_from_the_kernels_table() {
+        let text = "MemTotal:       16384 kB\nMemAvailable:    1 kB\nHugePages_Total:   0\n";
+        assert_eq!(meminfo(text, "MemTotal"), Some(16 << 20));
+        assert_eq!(meminfo(text, "MemAvailable"), Some(1024));
+        assert_eq!(
+            (meminfo(text, "Mem"), meminfo(text, "HugePages_Total"), meminfo("", "MemTotal")),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn sizes_have_the_unit_that_fits() {
+        let texts = [0, 1023, 1024, 3 << 19, 5 << 30].map(binary);
+        assert_eq!(texts, ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "5.0 GiB"]);
+    }
+}

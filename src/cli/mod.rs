@@ -1,0 +1,101 @@
+//! The command line: arguments to calls, one file a subcommand.
+
+mod doctor;
+mod interrupt;
+mod learn;
+mod mix;
+mod model;
+mod paint;
+mod progress;
+mod sheet;
+mod style;
+mod styles;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use interrupt::Interrupt;
+use pleinair::{Error, Result};
+use progress::{Mode, Progress};
+use std::io::Write;
+use std::path::Path;
+
+/// Paints photographs and prompts in a style learned from one picture, on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "pleinair", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How progress is told
+    #[arg(long, global = true, value_enum, default_value_t)]
+    progress: Mode,
+    /// Where the networks run
+    #[arg(long, global = true, value_enum, default_value_t)]
+    device: Device,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Paint a photograph or a prompt
+    Paint(Box<paint::Arguments>),
+    /// Learn a style from one picture or a few
+    Learn(Box<learn::Arguments>),
+    /// Put a style together from stages of others
+    Mix(mix::Arguments),
+    /// Show learned styles
+    Styles(styles::Arguments),
+    /// Say what this machine and a model can do, and test the model
+    Doctor(doctor::Arguments),
+    /// Lay pictures side by side, with labels
+    Sheet(sheet::Arguments),
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, ValueEnum)]
+enum Device {
+    /// The best there is in this build: cpu
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+    Metal,
+}
+
+impl Device {
+    fn check(self) -> Result<()> {
+        let name = match self {
+            Device::Auto | Device::Cpu => return Ok(()),
+            Device::Cuda => "CUDA",
+            Device::Metal => "Metal",
+        };
+        Err(Error::Usage(format!("this build of pleinair has no {name}; use --device cpu or leave it out")))
+    }
+}
+
+/// Does what the command line says.
+pub(super) fn run() -> Result<()> {
+    let Arguments { command, progress, device } = Arguments::parse();
+    device.check()?;
+    let progress = Progress::new(progress);
+    match command {
+        Command::Paint(arguments) => paint::run(&arguments, &progress, &Interrupt::listen()?),
+        Command::Learn(arguments) => learn::run(&arguments, &progress, &Interrupt::listen()?),
+        Command::Mix(arguments) => mix::run(&arguments, &progress),
+        Command::Styles(arguments) => styles::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Sheet(arguments) => sheet::run(&arguments, &progress),
+    }
+}
+
+/// What was asked for, to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io(Path::new("standard output"))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The same as JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let fault = |error: serde_json::Error| Error::io(Path::new("standard output"))(error.into());
+    print(&serde_json::to_string_pretty(value).map_err(fault)?)
+}

@@ -1,0 +1,81 @@
+//! Which model a command uses.
+
+use pleinair::bundle::Bundle;
+use pleinair::net::TextEncoder;
+use pleinair::prompt::Tokenizer;
+use pleinair::style::Style;
+use pleinair::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Where the model that ships with the program lies, in its folder or one above.
+const DEFAULT: &str = "models/atelier";
+/// Names the model where `--bundle` does not.
+const VARIABLE: &str = "PLEINAIR_BUNDLE";
+
+/// The option that names a model.
+#[derive(Debug, clap::Args)]
+pub(super) struct Choice {
+    /// Model folder [default: $PLEINAIR_BUNDLE, or else models/atelier here or beside the program]
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+}
+
+impl Choice {
+    /// The model's folder: as given, else as the environment says, else the one that ships with the program.
+    ///
+    /// # Errors
+    /// [`Error::File`] when none is named and none found; it says where it was looked for.
+    pub(super) fn folder(&self) -> Result<PathBuf> {
+        if let Some(folder) = &self.bundle {
+            return Ok(folder.clone());
+        }
+        if let Some(folder) = std::env::var_os(VARIABLE).filter(|folder| !folder.is_empty()) {
+            return Ok(folder.into());
+        }
+        let program = std::env::current_exe().and_then(|program| program.canonicalize()).unwrap_or_default();
+        let above = program.ancestors().skip(1).map(|folder| folder.join(DEFAULT));
+        let places: Vec<PathBuf> = std::iter::once(PathBuf::from(DEFAULT)).chain(above).collect();
+        if let Some(found) = places.iter().find(|place| place.join("model_index.json").is_file()) {
+            return Ok(found.clone());
+        }
+        let looked: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
+        let what = format!(
+            "there is no model here; name one with --bundle DIR or {VARIABLE} (looked in {})",
+            looked.join(", ")
+        );
+        Err(Error::file(Path::new(DEFAULT), what))
+    }
+}
+
+/// The folder's own name, for people and metadata: never the path to it.
+pub(super) fn name(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+    whole.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The words of a model and their vectors, without the networks that paint.
+pub(super) struct Words {
+    tokenizer: Tokenizer,
+    text: TextEncoder,
+}
+
+impl Words {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let bundle = Bundle::open(folder)?;
+        Ok(Words { tokenizer: Tokenizer::open(bundle.tokenizer())?, text: TextEncoder::load(&bundle)? })
+    }
+
+    /// # Errors
+    /// [`Error::Usage`] for a style of another text encoder.
+    pub(super) fn check_fits(&self, style: &Style) -> Result<()> {
+        style.check_fits(&self.text.base()?, self.text.width())
+    }
+
+    /// The vector `[D]` of one word.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what is no single word of the model.
+    pub(super) fn vector(&self, word: &str) -> Result<Vec<f32>> {
+        Ok(self.text.word_vector(self.tokenizer.word(word)?)?.to_vec1()?)
+    }
+}

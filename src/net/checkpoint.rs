@@ -216,6 +216,10 @@ mod tests {
         let (x, kv) = (numbers(1.0, (1, 3, 4)), numbers(2.0, (1, 2, 8)));
         for kv in [None, Some(&kv)] {
             assert!(!checkpointed(&x, kv, block).unwrap().track_op());
+            // the block's own result, not a copy
+            let result = numbers(3.0, (1, 3, 4));
+            let id = result.id();
+            assert_eq!(checkpointed(&x, kv, move |_, _| Ok(result.clone())).unwrap().id(), id);
         }
         let (x, kv) = (var(1.0, (1, 3, 4)), var(2.0, (1, 2, 8)));
         assert!(checkpointed(&x, None, block).unwrap().track_op());
@@ -241,11 +245,12 @@ mod tests {
 
     #[test]
     fn the_inside_is_computed_twice_and_never_kept() {
-        let (calls, alive) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
+        let (calls, recorded, alive) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(()));
         let counted = {
-            let (calls, alive) = (calls.clone(), alive.clone());
+            let (calls, recorded, alive) = (calls.clone(), recorded.clone(), alive.clone());
             move |x: &Tensor, _: Option<&Tensor>| {
-                calls.fetch_add(1, SeqCst);
+                let first = calls.fetch_add(1, SeqCst) == 0;
+                recorded.fetch_add((first && x.track_op()) as usize, SeqCst);
                 // the square's own backward is a tracked product, which must not leave the block either
                 Ok(x.sqr()?.apply_op1(Remembered(alive.clone()))?.sqr()?)
             }
@@ -254,10 +259,12 @@ mod tests {
         let x = var(1.0, (1, 3, 4));
         let plain = counted(&x, None).unwrap();
         assert_eq!((calls.swap(0, SeqCst), owners()), (1, 3), "a plain block is kept: the count can tell");
+        assert_eq!(recorded.swap(0, SeqCst), 1);
         drop(plain);
 
         let y = checkpointed(&x, None, counted).unwrap();
         assert_eq!((calls.load(SeqCst), owners()), (1, 2), "after the forward");
+        assert_eq!(recorded.load(SeqCst), 0, "the forward records nothing even while it runs");
         let grads = backward(&y);
         assert_eq!((calls.load(SeqCst), owners()), (2, 2), "after the backward");
         assert!(!grads.get(&x).unwrap().track_op());

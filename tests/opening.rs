@@ -18,7 +18,11 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let into = to.join(entry.file_name());
-        if entry.path().is_dir() { copy(&entry.path(), &into) } else { fs::copy(entry.path(), into).map(|_| ()).unwrap() }
+        if entry.path().is_dir() {
+            copy(&entry.path(), &into)
+        } else {
+            fs::copy(entry.path(), into).map(|_| ()).unwrap()
+        }
     }
 }
 

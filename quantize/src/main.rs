@@ -1,1 +1,102 @@
-fn main() {}
+//! The command line of `pleinair-quantize`.
+#![forbid(unsafe_code)]
+
+use clap::{Parser, Subcommand};
+use pleinair::{Error, Result};
+use pleinair_quantize::inspect::inspect;
+use pleinair_quantize::synth::Synth;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Looks into models and makes random ones of the right shape.
+#[derive(Parser)]
+#[command(name = "pleinair-quantize", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a model folder with random weights, for measuring speed and memory
+    ///
+    /// The UNet, the ControlNet and the text encoder have the real model's tensors. The tokenizer has the right number
+    /// of words, but knows single letters only. The VAE's ONNX files cannot be made: painting needs vae/encoder.onnx
+    /// and vae/decoder.onnx of the same factor, measurements of the UNet do not.
+    Synth(Synth),
+    /// List what is in a model folder: parameters, bytes, types and configuration of each part, and every problem
+    Inspect {
+        /// A diffusers folder
+        #[arg(value_name = "BUNDLE")]
+        bundle: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pleinair-quantize: {error}");
+            match error {
+                Error::Usage(_) => ExitCode::from(2),
+                Error::Interrupted => ExitCode::from(130),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    match Cli::parse().command {
+        Command::Synth(synth) => run_synth(&synth),
+        Command::Inspect { bundle, json } => run_inspect(&bundle, json),
+    }
+}
+
+fn run_synth(synth: &Synth) -> Result<()> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+        .map_err(|e| Error::io(Path::new("Ctrl-C"))(std::io::Error::other(e)))?;
+    let mut text = String::new();
+    for part in synth.run(&interrupted)? {
+        let (millions, megabytes) = (part.parameters as f64 / 1e6, part.bytes as f64 / 1e6);
+        let (name, tensors) = (part.part, part.tensors);
+        text += &format!("{name:<13} {tensors:>4} tensors {millions:>9.2} M parameters {megabytes:>9.1} MB\n");
+    }
+    text += &format!(
+        "{} is ready for measurements. It cannot paint: that needs vae/encoder.onnx and vae/decoder.onnx as well.\n",
+        synth.out.display()
+    );
+    print(&text)
+}
+
+fn run_inspect(folder: &Path, json: bool) -> Result<()> {
+    let inspection = inspect(folder)?;
+    if json {
+        let json = serde_json::to_string_pretty(&inspection).expect("names and numbers can be written as JSON");
+        print(&(json + "\n"))?;
+    } else {
+        print(&inspection.to_string())?;
+    }
+    match inspection.problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Model { folder: folder.to_path_buf(), problems: inspection.problems }),
+    }
+}
+
+/// To standard output; whoever stops reading it early has seen enough.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io(Path::new("standard output"))(error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -32,6 +32,19 @@ struct Place {
     shape: Vec<usize>,
 }
 
+/// What a file's header says of one tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorHeader<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its shape as stored.
+    pub shape: &'a [usize],
+    /// How its values are stored.
+    pub dtype: Dtype,
+    /// The file it lies in.
+    pub file: &'a Path,
+}
+
 /// `*.safetensors.index.json`.
 #[derive(Deserialize)]
 struct ShardIndex {
@@ -60,6 +73,16 @@ impl Weights {
     /// Whether a tensor of this name exists.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// What the headers say of every tensor, by name.
+    pub fn headers(&self) -> impl Iterator<Item = TensorHeader<'_>> {
+        self.tensors.iter().map(|(name, place)| TensorHeader {
+            name,
+            shape: &place.shape,
+            dtype: place.dtype,
+            file: &place.file,
+        })
     }
 
     /// Numbers in all tensors of the part.

@@ -79,7 +79,6 @@ impl Linear {
         Ok(Linear(cpu::Linear { weight: Tensor::cat(&weights, 0)?, bias }))
     }
 
-    /// The same layer with its output multiplied, for a ControlNet's scale.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match on_cpu(x) {
             true => Ok(x.apply_op1(self.0.clone())?),
@@ -163,5 +162,71 @@ pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
     match on_cpu(x) {
         true => Ok(x.apply_op1(cpu::Geglu)?),
         false => portable::geglu(x),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    /// `[1, 2 * 3, channels]`: 0, 1, 2, ..., so that sums are exact.
+    fn map(channels: usize) -> (Var, FeatureMap) {
+        let x = Tensor::arange(0f32, 6.0 * channels as f32, &Device::Cpu).unwrap().reshape((1, 6, channels)).unwrap();
+        let x = Var::from_tensor(&x).unwrap();
+        (x.clone(), FeatureMap { x: x.as_tensor().clone(), height: 2, width: 3 })
+    }
+
+    fn flat(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// The sum of `y` with its elements weighted 1, 2, 3, ...
+    fn weighted(y: &Tensor) -> Tensor {
+        let r = Tensor::arange(1f32, y.elem_count() as f32 + 1.0, &Device::Cpu).unwrap().reshape(y.shape()).unwrap();
+        (y * r).unwrap().sum_all().unwrap()
+    }
+
+    #[test]
+    fn every_pixel_is_doubled_and_gathers_four_gradients() {
+        let (x, small) = map(2);
+        let large = small.upsample_nearest().unwrap();
+        assert_eq!((large.height, large.width, large.x.dims()), (4, 6, &[1, 24, 2][..]));
+        let values = flat(&large.x);
+        let mut sums = [0.0; 12];
+        for (i, value) in values.iter().enumerate() {
+            let (row, col, c) = (i / 12, i / 2 % 6, i % 2);
+            let from = (row / 2 * 3 + col / 2) * 2 + c;
+            assert_eq!(*value, from as f32, "row {row}, column {col}, channel {c}");
+            sums[from] += i as f32 + 1.0;
+        }
+        let grads = weighted(&large.x).backward().unwrap();
+        assert_eq!(flat(grads.get(&x).unwrap()), sums);
+    }
+
+    #[test]
+    fn joined_channels_part_again_in_the_backward() {
+        let ((a, left), (b, right)) = (map(2), map(1));
+        let both = left.concat(&right).unwrap();
+        assert_eq!(flat(&both.x)[..6], [0.0, 1.0, 0.0, 2.0, 3.0, 1.0]);
+        let grads = weighted(&both.x).backward().unwrap();
+        assert_eq!(flat(grads.get(&a).unwrap()), [1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16, 17].map(|g| g as f32));
+        assert_eq!(flat(grads.get(&b).unwrap()), [3, 6, 9, 12, 15, 18].map(|g| g as f32));
+    }
+
+    /// As a skip is: it goes on to the next layer and is taken in again on the way up.
+    #[test]
+    fn the_gradients_of_two_uses_add() {
+        let (x, once) = map(1);
+        let again = once.upsample_nearest().unwrap().concat(&once.upsample_nearest().unwrap()).unwrap();
+        let mut sums = [0.0; 6];
+        for i in 0..48 {
+            sums[i / 24 * 3 + i % 12 / 4] += i as f32 + 1.0;
+        }
+        assert_eq!(flat(weighted(&again.x).backward().unwrap().get(&x).unwrap()), sums);
+
+        let sum = once.add(&once.x).unwrap().concat(&once).unwrap();
+        let want = [1, 3, 5, 7, 9, 11].map(|g| (2 * g + g + 1) as f32);
+        assert_eq!(flat(weighted(&sum.x).backward().unwrap().get(&x).unwrap()), want);
     }
 }

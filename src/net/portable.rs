@@ -63,6 +63,7 @@ fn input_gradient_only(
     y: Tensor,
     backward: impl Fn(&Tensor) -> candle_core::Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
+    let y = y.detach();
     if !x.track_op() {
         return Ok(y);
     }
@@ -127,10 +128,6 @@ pub(super) fn conv3x3(
     input_gradient_only(x, y, move |grad| shifted_products(&spread(grad, h, w, stride)?, &kernel.flipped()?, h, w, 1))
 }
 
-fn silu(x: &Tensor) -> candle_core::Result<Tensor> {
-    x / (x.neg()?.exp()? + 1.0)?
-}
-
 /// `(x - mean) / std` over the last dimension.
 fn standardised(x: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
@@ -143,12 +140,12 @@ pub(super) fn group_norm(x: &Tensor, norm: &cpu::GroupNorm) -> Result<Tensor> {
     let (groups, size) = (norm.groups, c / norm.groups);
     let grouped = x.reshape((b, n, groups, size))?.transpose(1, 2)?.contiguous()?.reshape((b, groups, n * size))?;
     let flat = standardised(&grouped, norm.eps)?.reshape((b, groups, n, size))?.transpose(1, 2)?.contiguous()?;
-    let y = flat.reshape((b, n, c))?.broadcast_mul(&norm.weight)?.broadcast_add(&norm.bias)?;
-    Ok(if norm.silu { silu(&y)? } else { y })
+    let y = flat.reshape((b, n, c))?.broadcast_mul(&norm.weight.detach())?.broadcast_add(&norm.bias.detach())?;
+    Ok(if norm.silu { y.silu()? } else { y })
 }
 
 pub(super) fn layer_norm(x: &Tensor, norm: &cpu::LayerNorm) -> Result<Tensor> {
-    Ok(standardised(x, norm.eps)?.broadcast_mul(&norm.weight)?.broadcast_add(&norm.bias)?)
+    Ok(standardised(x, norm.eps)?.broadcast_mul(&norm.weight.detach())?.broadcast_add(&norm.bias.detach())?)
 }
 
 pub(super) fn attention(q: &Tensor, kv: &Tensor, op: cpu::Attention) -> Result<Tensor> {
@@ -171,4 +168,209 @@ pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
     let (value, gate) = (x.narrow(D::Minus1, 0, c)?, x.narrow(D::Minus1, c, c)?);
     debug_assert_eq!(gate.dtype(), DType::F32);
     Ok((value.contiguous()? * gate.contiguous()?.gelu_erf()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+    use std::sync::Arc;
+
+    /// Unit roundoff of f32.
+    const U: f32 = 1.0 / (1 << 24) as f32;
+
+    fn flat(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Numbers in [-size, size].
+    fn numbers(seed: f32, size: f32, shape: &[usize]) -> Var {
+        let waves = (0..shape.iter().product()).map(|i| size * (i as f32 * 0.7 + seed + (i as f32 * 0.13).cos()).sin());
+        Var::from_tensor(&Tensor::from_vec(waves.collect::<Vec<f32>>(), shape, &Device::Cpu).unwrap()).unwrap()
+    }
+
+    /// Two f32 evaluations, each off by at most so many roundings of the largest value.
+    fn assert_close(what: &str, a: &Tensor, b: &Tensor, roundings: usize) {
+        assert_eq!(a.dims(), b.dims(), "{what}");
+        let (a, b) = (flat(a), flat(b));
+        let largest = b.iter().fold(0.0f32, |m, b| m.max(b.abs()));
+        let bound = 2.0 * roundings as f32 * U * largest;
+        let mut worst = 0.0f32;
+        for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+            let diff = (a - b).abs();
+            assert!(diff <= bound, "{what}: value {i} is {a} and {b}, more than {bound:e} apart");
+            worst = worst.max(diff);
+        }
+        println!("{what}: {worst:.1e} apart, bound {bound:.1e}");
+    }
+
+    type Layer<'a> = dyn Fn(&[Tensor]) -> Tensor + 'a;
+
+    /// Values and gradients of `sum(r * layer(inputs))` from both; no frozen weight receives a gradient.
+    fn compare(
+        what: &str,
+        inputs: &[&Var],
+        frozen: &[&Var],
+        portable: &Layer<'_>,
+        kernel: &Layer<'_>,
+        roundings: usize,
+    ) {
+        let run = |layer: &Layer<'_>| {
+            let y = layer(&inputs.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>());
+            let r = numbers(0.5, 1.0, y.dims());
+            // transposed, so that the gradient arrives with strides
+            let last = y.rank() - 1;
+            let loss = y.transpose(0, last).unwrap() * r.detach().transpose(0, last).unwrap();
+            (y, loss.unwrap().sum_all().unwrap().backward().unwrap())
+        };
+        let ((a, a_grads), (b, b_grads)) = (run(portable), run(kernel));
+        assert_close(what, &a, &b, roundings);
+        for (i, input) in inputs.iter().enumerate() {
+            let gradient = |grads: &candle_core::backprop::GradStore| grads.get(input).expect("reached").clone();
+            let what = format!("{what}, gradient of input {i}");
+            assert_close(&what, &gradient(&a_grads), &gradient(&b_grads), roundings);
+        }
+        for weight in frozen {
+            assert!(a_grads.get(weight).is_none() && b_grads.get(weight).is_none(), "{what}: a weight has a gradient");
+        }
+        // nothing is recorded where nothing is learned
+        let plain = portable(&inputs.iter().map(|v| v.detach()).collect::<Vec<_>>());
+        assert!(!plain.track_op(), "{what}: recorded for no one");
+    }
+
+    #[test]
+    fn linear_layers_agree() {
+        for (shape, outputs) in [(&[1, 1, 1][..], 1), (&[2, 5, 8], 3), (&[3, 65], 40)] {
+            let inputs = *shape.last().unwrap();
+            let (weight, bias) = (numbers(1.0, 1.0, &[outputs, inputs]), numbers(2.0, 1.0, &[outputs]));
+            for bias in [None, Some(&bias)] {
+                let bias_tensor = bias.map(|b| b.as_tensor().clone());
+                let op = cpu::Linear { weight: weight.as_tensor().clone(), bias: bias_tensor.clone() };
+                compare(
+                    &format!("linear {shape:?} -> {outputs}, bias {}", bias.is_some()),
+                    &[&numbers(3.0, 1.0, shape)],
+                    &[&[&weight], bias.as_slice()].concat(),
+                    &|x| linear(&x[0], &weight, bias_tensor.as_ref()).unwrap(),
+                    &|x| x[0].apply_op1(op.clone()).unwrap(),
+                    inputs.max(outputs) + 4,
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn convolutions_agree() {
+        let sizes =
+            [(1, 1, 1, 1, 1), (2, 2, 3, 3, 8), (1, 5, 4, 8, 3), (3, 4, 6, 3, 1), (1, 17, 16, 3, 4), (1, 3, 3, 65, 8)];
+        for ((b, h, w, cin, cout), stride) in sizes.into_iter().flat_map(|s| [(s, 1), (s, 2)]) {
+            let (weight, bias) = (numbers(1.0, 1.0, &[cout, cin, 3, 3]), numbers(2.0, 1.0, &[cout]));
+            let kernel = Arc::new(cpu::Kernel3x3::new(&weight, bias.as_tensor().clone()).unwrap());
+            let op = cpu::Conv3x3 { kernel: kernel.clone(), height: h, width: w, stride };
+            compare(
+                &format!("conv {b} x {h}x{w} {cin} -> {cout}, stride {stride}"),
+                &[&numbers(3.0, 1.0, &[b, h * w, cin])],
+                &[&weight, &bias],
+                &|x| conv3x3(&x[0], &kernel, h, w, stride).unwrap(),
+                &|x| x[0].apply_op1(op.clone()).unwrap(),
+                9 * cin.max(cout) + 4,
+            );
+        }
+    }
+
+    #[test]
+    fn norms_agree() {
+        for (b, n, c, groups) in [(1, 4, 3, 1), (2, 257, 8, 2), (3, 9, 40, 8), (1, 16, 65, 5)] {
+            let (weight, bias) = (numbers(1.0, 1.0, &[c]), numbers(2.0, 1.0, &[c]));
+            let (w, bt) = (weight.as_tensor().clone(), bias.as_tensor().clone());
+            let x = numbers(3.0, 2.0, &[b, n, c]);
+            for silu in [false, true] {
+                let op = cpu::GroupNorm { weight: w.clone(), bias: bt.clone(), groups, eps: 1e-5, silu };
+                compare(
+                    &format!("group norm {b} x {n} x {c} in {groups}, SiLU {silu}"),
+                    &[&x],
+                    &[&weight, &bias],
+                    &|x| group_norm(&x[0], &op).unwrap(),
+                    &|x| x[0].apply_op1(op.clone()).unwrap(),
+                    // stock sums over a group are in f32
+                    2 * n * c / groups + 24,
+                );
+            }
+            let op = cpu::LayerNorm { weight: w, bias: bt, eps: 1e-5 };
+            compare(
+                &format!("layer norm {b} x {n} x {c}"),
+                &[&x],
+                &[&weight, &bias],
+                &|x| layer_norm(&x[0], &op).unwrap(),
+                &|x| x[0].apply_op1(op.clone()).unwrap(),
+                4 * c + 24,
+            );
+        }
+    }
+
+    /// Where exp(-x) overflows, SiLU and its slope are plain zero, not NaN.
+    #[test]
+    fn group_norm_far_below_zero() {
+        let (ones, low) =
+            (Tensor::ones(4, DType::F32, &Device::Cpu).unwrap(), Tensor::new(&[-200f32; 4], &Device::Cpu));
+        let op = cpu::GroupNorm { weight: ones, bias: low.unwrap(), groups: 1, eps: 1e-5, silu: true };
+        let x = numbers(3.0, 1.0, &[1, 2, 4]);
+        let y = group_norm(&x, &op).unwrap();
+        let gradient = y.backward().unwrap().remove(&x).unwrap();
+        assert!(flat(&y).iter().chain(&flat(&gradient)).all(|&v| v == 0.0), "{y} {gradient}");
+    }
+
+    #[test]
+    fn attentions_agree() {
+        for (b, n, m, c, heads) in
+            [(1, 1, 1, 1, 1), (2, 1, 7, 8, 2), (3, 63, 63, 3, 3), (1, 65, 65, 40, 5), (2, 65, 7, 8, 1)]
+        {
+            for causal in if n == m { vec![false, true] } else { vec![false] } {
+                let op = cpu::Attention { heads, causal };
+                let what = format!("attention {b} x {n} to {m}, {c} in {heads} heads, causal {causal}");
+                let roundings = 3 * m + n + 4 * c / heads + 24;
+                compare(
+                    &what,
+                    &[&numbers(3.0, 3.0, &[b, n, c]), &numbers(4.0, 1.0, &[b, m, 2 * c])],
+                    &[],
+                    &|x| attention(&x[0], &x[1], op).unwrap(),
+                    &|x| x[0].apply_op2(&x[1], op).unwrap(),
+                    roundings,
+                );
+                if n == m {
+                    let parts = |x: &Tensor| (x.narrow(2, 0, c).unwrap(), x.narrow(2, c, 2 * c).unwrap());
+                    compare(
+                        &format!("{what}, of one projection"),
+                        &[&numbers(3.0, 2.0, &[b, n, 3 * c])],
+                        &[],
+                        &|x| attention(&parts(&x[0]).0, &parts(&x[0]).1, op).unwrap(),
+                        &|x| parts(&x[0]).0.apply_op2(&parts(&x[0]).1, op).unwrap(),
+                        roundings,
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn geglus_agree() {
+        // a single value with an open gate: where the gate is shut, nothing but rounding is left
+        for (shape, size) in [(&[1, 1, 2][..], 0.5), (&[2, 5, 6], 6.0), (&[3, 130], 6.0)] {
+            compare(
+                &format!("GEGLU {shape:?}"),
+                &[&numbers(3.0, size, shape)],
+                &[],
+                &|x| geglu(&x[0]).unwrap(),
+                &|x| x[0].apply_op1(cpu::Geglu).unwrap(),
+                // stock candle's slope has the factor 0.398942, short of 1 / sqrt(2 pi) by 7e-7 of it
+                24,
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "value 0 is NaN")]
+    fn the_comparison_catches_nan() {
+        let one = |x: f32| Tensor::new(&[x], &Device::Cpu).unwrap();
+        assert_close("NaN", &one(f32::NAN), &one(1.0), 8);
+    }
 }

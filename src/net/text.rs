@@ -112,6 +112,11 @@ impl TextEncoder {
     }
 }
 
+/// `x sigmoid(1.702 x)` by way of SiLU, whose slope stays finite where exp(-x) does not.
+fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    Ok(((x * 1.702)?.silu()? / 1.702)?)
+}
+
 #[derive(Debug)]
 struct Layer {
     layer_norm1: LayerNorm,
@@ -147,7 +152,30 @@ impl Layer {
         let seen = attention(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?, self.heads, true)?;
         let x = (x + self.out_proj.forward(&seen)?)?;
         let h = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
-        let h = if self.quick { (&h / ((&h * -1.702)?.exp()? + 1.0)?)? } else { h.gelu_erf()? };
+        let h = if self.quick { quick_gelu(&h)? } else { h.gelu_erf()? };
         Ok((&x + self.fc2.forward(&h)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    #[test]
+    fn quick_gelu_and_its_slope_are_finite_everywhere() {
+        let points = [-1000f32, -60.0, -52.2, -20.0, -1.0, 0.0, 0.3, 5.0, 80.0];
+        let x = Var::new(&points, &Device::Cpu).unwrap();
+        let y = quick_gelu(&x).unwrap();
+        let slopes = y.backward().unwrap().remove(&x).unwrap().to_vec1::<f32>().unwrap();
+        for ((x, y), slope) in points.iter().zip(y.to_vec1::<f32>().unwrap()).zip(slopes) {
+            let x = *x as f64;
+            let sigmoid = 1.0 / (1.0 + (-1.702 * x).exp());
+            let want = sigmoid * (1.0 + 1.702 * x * (1.0 - sigmoid));
+            // a handful of roundings, those of the exponential's argument included
+            let tolerance = 8.0 * f32::EPSILON as f64;
+            assert!((y as f64 - x * sigmoid).abs() <= tolerance * x.abs().max(1.0), "{x}: {y}");
+            assert!((slope as f64 - want).abs() <= tolerance * 4.0, "{x}: slope {slope}, not {want}");
+        }
     }
 }

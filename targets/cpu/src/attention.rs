@@ -54,7 +54,8 @@ impl Attention {
         let (batch, queries, channels) = ql.shape().dims3()?;
         let (kv_batch, keys, width) = kvl.shape().dims3()?;
         let fits = self.heads > 0 && channels % self.heads == 0 && width == 2 * channels && kv_batch == batch;
-        if !fits || (self.causal && queries != keys) {
+        let empty = queries * keys * channels == 0;
+        if !fits || empty || (self.causal && queries != keys) {
             bail!("attention with {} heads got q {:?} and kv {:?}", self.heads, ql.shape(), kvl.shape())
         }
         Ok(Dims { batch, queries, keys, channels, per_head: channels / self.heads })

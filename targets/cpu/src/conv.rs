@@ -23,9 +23,12 @@ impl Kernel3x3 {
     /// From a checkpoint's `weight: [out, in, 3, 3]` and `bias: [out]`.
     ///
     /// # Errors
-    /// If the weight is not of that shape.
+    /// If the weight or the bias is not of that shape.
     pub fn new(weight: &Tensor, bias: Tensor) -> Result<Self> {
-        let (cout, cin, _, _) = weight.dims4()?;
+        let (cout, cin, 3, 3) = weight.dims4()? else { bail!("a 3x3 kernel got {:?}", weight.shape()) };
+        if bias.dims1()? != cout {
+            bail!("a 3x3 kernel for {cout} channels got a bias of {:?}", bias.shape())
+        }
         let weight = weight.permute((2, 3, 1, 0))?.contiguous()?.reshape((9 * cin, cout))?;
         Ok(Kernel3x3 { weight, bias, flipped: OnceLock::new() })
     }

@@ -30,7 +30,7 @@ impl CustomOp1 for GroupNorm {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let dims = self.dims(layout)?;
         let x = floats(storage, layout)?;
-        let affine = self.affine(x, dims)?;
+        let affine = self.affine(&self.moments(x, dims), dims)?;
         let mut y = vec![0.0; x.len()];
         y.par_chunks_mut(ROWS * dims.channels).zip(x.par_chunks(ROWS * dims.channels)).enumerate().for_each(
             |(chunk, (y, x))| {
@@ -70,18 +70,36 @@ impl Dims {
         &values[row / self.pixels * self.channels..][..self.channels]
     }
 
-    /// `fold` over one group's values of one picture, for all pictures and groups: `[B * groups]`.
-    fn each_group<V: Send>(&self, fold: impl Fn(usize, &mut dyn Iterator<Item = usize>) -> V + Sync) -> Vec<V> {
-        let size = self.per_group();
-        (0..self.batch * self.groups)
+    /// Two sums over each group of each picture, `[B * groups]`, in f64: `terms(group, i)` for every value,
+    /// where `i` indexes the feature map and `group` counts over the batch. Chunks of rows are summed side by side and
+    /// added in order, so that the result does not depend on the number of threads.
+    fn group_sums(&self, terms: impl Fn(usize, usize) -> [f64; 2] + Sync) -> Vec<[f64; 2]> {
+        let (chunks, size) = (self.pixels.div_ceil(ROWS), self.per_group());
+        let partial: Vec<_> = (0..self.batch * chunks)
             .into_par_iter()
-            .map(|i| {
-                let (picture, group) = (i / self.groups, i % self.groups);
-                let first = picture * self.pixels * self.channels + group * size;
-                let mut indices = (0..self.pixels).flat_map(|p| (0..size).map(move |c| first + p * self.channels + c));
-                fold(i, &mut indices)
+            .map(|chunk| {
+                let (picture, first) = (chunk / chunks, chunk % chunks * ROWS);
+                let mut sums = vec![[0.0; 2]; self.groups];
+                for row in first..(first + ROWS).min(self.pixels) {
+                    let at = (picture * self.pixels + row) * self.channels;
+                    for (group, sums) in sums.iter_mut().enumerate() {
+                        for channel in group * size..(group + 1) * size {
+                            let [a, b] = terms(picture * self.groups + group, at + channel);
+                            sums[0] += a;
+                            sums[1] += b;
+                        }
+                    }
+                }
+                sums
             })
-            .collect()
+            .collect();
+        let mut sums = vec![[0.0; 2]; self.batch * self.groups];
+        for (chunk, partial) in partial.iter().enumerate() {
+            for (sum, part) in sums[chunk / chunks * self.groups..].iter_mut().zip(partial) {
+                *sum = [sum[0] + part[0], sum[1] + part[1]];
+            }
+        }
+        sums
     }
 }
 
@@ -97,16 +115,15 @@ impl GroupNorm {
     /// Mean and reciprocal standard deviation of every group, `[B * groups]`, accumulated in f64.
     fn moments(&self, x: &[f32], dims: Dims) -> Vec<(f64, f64)> {
         let count = (dims.pixels * dims.per_group()) as f64;
-        let means = dims.each_group(|_, indices| indices.map(|i| x[i] as f64).sum::<f64>() / count);
-        dims.each_group(|i, indices| {
-            let variance = indices.map(|j| (x[j] as f64 - means[i]).powi(2)).sum::<f64>() / count;
-            (means[i], 1.0 / (variance + self.eps).sqrt())
-        })
+        let sums = dims.group_sums(|_, i| [x[i] as f64, 0.0]);
+        let means: Vec<_> = sums.iter().map(|[sum, _]| sum / count).collect();
+        let squares = dims.group_sums(|group, i| [(x[i] as f64 - means[group]).powi(2), 0.0]);
+        let rstd = |[sum, _]: &[f64; 2]| 1.0 / (sum / count + self.eps).sqrt();
+        means.iter().copied().zip(squares.iter().map(rstd)).collect()
     }
 
     /// `(scale, shift)` of every picture and channel, `[B * C]`, so that the normalised value is `x * scale + shift`.
-    fn affine(&self, x: &[f32], dims: Dims) -> Result<Vec<(f32, f32)>> {
-        let moments = self.moments(x, dims);
+    fn affine(&self, moments: &[(f64, f64)], dims: Dims) -> Result<Vec<(f32, f32)>> {
         with_weight(&self.weight, |weight| {
             with_weight(&self.bias, |bias| {
                 Ok((0..dims.batch * dims.channels)
@@ -135,31 +152,36 @@ impl CustomOp2 for GroupNormBackward<'_> {
         let norm = self.0;
         let dims = norm.dims(xl)?;
         let (x, dy) = (floats(xs, xl)?, floats(gs, gl)?);
-        let (moments, affine) = (norm.moments(x, dims), norm.affine(x, dims)?);
+        let moments = norm.moments(x, dims);
+        let affine = norm.affine(&moments, dims)?;
         let dx = with_weight(&norm.weight, |weight| {
-            let gradient = |i: usize| {
-                let (scale, shift) = dims.of_picture(&affine, i / dims.channels)[i % dims.channels];
-                let z = x[i] * scale + shift;
-                let s = sigmoid(z);
-                let after = if norm.silu { dy[i] * s * (1.0 + z * (1.0 - s)) } else { dy[i] };
-                (after * weight[i % dims.channels]) as f64
-            };
+            // the gradient of the normalised value, needed twice: kept
+            let mut g = vec![0.0; x.len()];
+            g.par_chunks_mut(dims.channels).enumerate().for_each(|(row, g)| {
+                let affine = dims.of_picture(&affine, row);
+                for (channel, g) in g.iter_mut().enumerate() {
+                    let i = row * dims.channels + channel;
+                    let after = if norm.silu {
+                        dy[i] * silu_slope(x[i] * affine[channel].0 + affine[channel].1)
+                    } else {
+                        dy[i]
+                    };
+                    *g = after * weight[channel];
+                }
+            });
             let count = (dims.pixels * dims.per_group()) as f64;
-            let sums = dims.each_group(|g, indices| {
-                let (mean, rstd) = moments[g];
-                indices.fold((0.0, 0.0), |(sum, dot), i| {
-                    let g = gradient(i);
-                    (sum + g, dot + g * (x[i] as f64 - mean) * rstd)
-                })
+            let sums = dims.group_sums(|group, i| {
+                let (mean, rstd) = moments[group];
+                [g[i] as f64, g[i] as f64 * (x[i] as f64 - mean) * rstd]
             });
             let mut dx = vec![0.0; x.len()];
             dx.par_chunks_mut(dims.channels).enumerate().for_each(|(row, dx)| {
                 for (channel, dx) in dx.iter_mut().enumerate() {
                     let i = row * dims.channels + channel;
                     let group = row / dims.pixels * dims.groups + channel / dims.per_group();
-                    let ((mean, rstd), (sum, dot)) = (moments[group], sums[group]);
+                    let ((mean, rstd), [sum, dot]) = (moments[group], sums[group]);
                     let normalised = (x[i] as f64 - mean) * rstd;
-                    *dx = (rstd * (gradient(i) - sum / count - normalised * dot / count)) as f32;
+                    *dx = (rstd * (g[i] as f64 - sum / count - normalised * dot / count)) as f32;
                 }
             });
             Ok(dx)
@@ -168,7 +190,13 @@ impl CustomOp2 for GroupNormBackward<'_> {
     }
 }
 
-pub(crate) fn sigmoid(z: f32) -> f32 {
+/// Derivative of SiLU.
+fn silu_slope(z: f32) -> f32 {
+    let s = sigmoid(z);
+    s * (1.0 + z * (1.0 - s))
+}
+
+fn sigmoid(z: f32) -> f32 {
     1.0 / (1.0 + (-z).exp())
 }
 

@@ -1,0 +1,127 @@
+"""Write the float16 model in diffusers layout, and the VAE as ONNX. `export.py OUT TARGET`
+
+START=MODEL takes the VAE, tokenizer and scheduler (and the ControlNet, unless OUT has one) from an exported model as they
+are.
+
+vae/encoder.onnx: `image` [B,3,H,W] in [-1,1] -> `moments` [B,8,H/4,W/4] (mean, log-variance), not scaled.
+vae/decoder.onnx: `latent` [B,4,h,w], already divided by scaling_factor -> `image` [B,3,4h,4w].
+Their weights are stored as float16 and cast to float32 when read; both are checked with onnxruntime.
+"""
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from onnx import TensorProto, helper, numpy_helper
+from transformers import CLIPTextModel, CLIPTokenizer
+
+def scheduler():
+    return PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
+                         set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1)
+
+
+class Encoder(torch.nn.Module):
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image):
+        return self.vae.quant_conv(self.vae.encoder(image))
+
+
+class Decoder(Encoder):
+    def forward(self, latent):
+        return self.vae.decoder(self.vae.post_quant_conv(latent))
+
+
+def halve(path):
+    """Store float32 initializers as float16 with a Cast in front of their use."""
+    model = onnx.load(path)
+    casts, kept = [], []
+    for init in model.graph.initializer:
+        a = numpy_helper.to_array(init)
+        if init.data_type == TensorProto.FLOAT and a.size > 64:
+            kept.append(numpy_helper.from_array(a.astype(np.float16), init.name + "_f16"))
+            casts.append(helper.make_node("Cast", [init.name + "_f16"], [init.name], to=TensorProto.FLOAT))
+        else:
+            kept.append(init)
+    nodes = casts + list(model.graph.node)
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend(kept), model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def onnx_file(module, name_in, name_out, example, path):
+    torch.onnx.export(module, (example,), path, input_names=[name_in], output_names=[name_out], opset_version=17,
+                      dynamo=False, dynamic_axes={name_in: {0: "batch", 2: "height", 3: "width"},
+                                                  name_out: {0: "batch", 2: "out_height", 3: "out_width"}})
+    halve(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for b, h, w in ((1, 1, 1), (2, 1.5, 2)):
+        x = torch.randn(b, example.shape[1], int(example.shape[2] * h), int(example.shape[3] * w)).clamp(-1, 1)
+        with torch.no_grad():
+            ref = module(x).numpy()
+        worst = max(worst, float(np.abs(session.run(None, {name_in: x.numpy()})[0] - ref).max()))
+    print(path, os.path.getsize(path), "largest difference from PyTorch", worst)
+
+
+def without_paths(target):
+    """Take the training machine's paths out of the configs."""
+    for root, _, files in os.walk(target):
+        for name in files:
+            if name.endswith(".json") and name not in ("vocab.json", "tokenizer.json"):
+                path = os.path.join(root, name)
+                with open(path) as f:
+                    config = json.load(f)
+                if config.pop("_name_or_path", None) is not None or config.pop("name_or_path", None) is not None:
+                    with open(path, "w") as f:
+                        json.dump(config, f, indent=2)
+
+
+def whole(out, target):
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(f"{out}/vae").half(), tokenizer=CLIPTokenizer.from_pretrained(f"{out}/tokenizer"),
+        text_encoder=CLIPTextModel.from_pretrained(f"{out}/text_encoder").half(),
+        unet=UNet2DConditionModel.from_pretrained(f"{out}/unet").half(), scheduler=scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.save_pretrained(target, safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(f"{out}/tokenizer/{name}", f"{target}/tokenizer/{name}")
+    vae = AutoencoderKL.from_pretrained(f"{target}/vae").float().eval()
+    onnx_file(Encoder(vae), "image", "moments", torch.randn(1, 3, 128, 128).clamp(-1, 1), f"{target}/vae/encoder.onnx")
+    onnx_file(Decoder(vae), "latent", "image", torch.randn(1, 4, 32, 32), f"{target}/vae/decoder.onnx")
+
+
+def continued(start, out, target):
+    """A model whose VAE, tokenizer and scheduler are START's, file by file; UNet and text encoder are new."""
+    for part in ("vae", "tokenizer", "scheduler", "unet", "text_encoder", "controlnet"):
+        shutil.copytree(f"{start}/{part}", f"{target}/{part}", dirs_exist_ok=True, copy_function=shutil.copyfile)
+    shutil.copyfile(f"{start}/model_index.json", f"{target}/model_index.json")
+    CLIPTextModel.from_pretrained(f"{out}/text_encoder").half().save_pretrained(f"{target}/text_encoder")
+    UNet2DConditionModel.from_pretrained(f"{out}/unet").half().save_pretrained(f"{target}/unet")
+
+
+def main():
+    out, target = sys.argv[1:3]
+    start = os.environ.get("START")
+    os.makedirs(target, exist_ok=True)
+    continued(start, out, target) if start else whole(out, target)
+    if os.path.exists(f"{out}/controlnet/config.json"):
+        ControlNetModel.from_pretrained(f"{out}/controlnet").half().save_pretrained(f"{target}/controlnet")
+    without_paths(target)
+    paths = [os.path.join(root, name) for part in ("vae", "tokenizer", "scheduler", "unet", "text_encoder", "controlnet")
+             for root, _, files in os.walk(f"{target}/{part}") for name in files]
+    for path in paths:
+        os.chmod(path, 0o644)
+    print("bytes", sum(os.path.getsize(p) for p in paths))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+//! `synth`: a diffusers folder with seeded random weights, for measuring speed and memory where the real model cannot
+//! be had. Tensor by tensor, so that a model larger than memory can be made; the folder appears only when it is complete.
+
+use crate::configs::Model;
+use crate::tensors::{self, Role, TensorSpec};
+use pleinair::sampler::TorchRng;
+use pleinair::{Error, Result};
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Values drawn and written at once; a multiple of the 16 that the generator deals in.
+const CHUNK: usize = 1 << 16;
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dtype {
+    /// 4 bytes a weight
+    F32,
+    /// 2 bytes a weight
+    F16,
+}
+
+impl Dtype {
+    fn safetensors(self) -> safetensors::Dtype {
+        match self {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::F16 => safetensors::Dtype::F16,
+        }
+    }
+
+    fn append(self, value: f32, bytes: &mut Vec<u8>) {
+        match self {
+            Dtype::F32 => bytes.extend(value.to_le_bytes()),
+            Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
+        }
+    }
+}
+
+/// What to make and where.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Synth {
+    /// The model whose shape it gets
+    #[arg(value_enum)]
+    pub model: Model,
+    /// Seed of the weights; the same seed gives the same files
+    #[arg(long, value_name = "N")]
+    pub seed: u32,
+    /// How the weights are stored
+    #[arg(long, value_enum, default_value = "f16")]
+    pub dtype: Dtype,
+    /// The folder to make
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace the model folder that is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// One part that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Its folder's name.
+    pub part: &'static str,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of values in them.
+    pub parameters: usize,
+    /// Bytes of its weight file.
+    pub bytes: u64,
+}
+
+impl Synth {
+    /// Makes the folder; `interrupted` ends the work within milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the folder exists (with `force`: if it is not a model folder), [`Error::Io`] if the disk is
+    /// full or the place cannot be written, [`Error::Interrupted`]. Nothing is left behind and an old folder is as it was.
+    pub fn run(&self, interrupted: &AtomicBool) -> Result<Vec<Written>> {
+        self.check_place()?;
+        let parent = parent(&self.out);
+        let neighbour = neighbour(parent)?;
+        let mut rng = TorchRng::new(self.seed.into());
+        let mut written = vec![];
+        for (part, file, tensors) in self.parts() {
+            make_folder(&neighbour.path().join(part))?;
+            let path = neighbour.path().join(part).join(file);
+            let bytes = write_weights(&path, &tensors, self.dtype, &mut rng, interrupted)?;
+            let parameters = tensors.iter().map(TensorSpec::parameters).sum();
+            written.push(Written { part, tensors: tensors.len(), parameters, bytes });
+        }
+        for (path, value) in self.model.files() {
+            write_json(&neighbour.path().join(path), &value)?;
+        }
+        write_json(&neighbour.path().join("tokenizer/vocab.json"), &vocabulary(self.model.words()))?;
+        write_synced(&neighbour.path().join("tokenizer/merges.txt"), |file| file.write_all(b"#version: 0.2\n"))?;
+        self.put_in_place(neighbour, parent)?;
+        Ok(written)
+    }
+
+    fn parts(&self) -> [(&'static str, &'static str, Vec<TensorSpec>); 3] {
+        let unet = self.model.unet();
+        let controlnet = tensors::controlnet(&self.model.controlnet(), &unet);
+        [
+            ("text_encoder", "model.safetensors", tensors::text_encoder(&self.model.text_encoder())),
+            ("unet", "diffusion_pytorch_model.safetensors", tensors::unet(&unet)),
+            ("controlnet", "diffusion_pytorch_model.safetensors", controlnet),
+        ]
+    }
+
+    /// Refuses what must not be replaced, before minutes of work.
+    fn check_place(&self) -> Result<()> {
+        let out = self.out.display();
+        if self.out.file_name().is_none() {
+            return Err(Error::Usage(format!("--out {out} is not the name of a new folder; give one")));
+        }
+        match self.out.symlink_metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io(&self.out)(error)),
+            Ok(_) if !self.force => {
+                Err(Error::Usage(format!("{out} exists; name another folder or replace it with --force")))
+            }
+            Ok(found) if found.is_dir() && replaceable(&self.out)? => Ok(()),
+            Ok(_) => Err(Error::Usage(format!(
+                "{out} is not a model folder (it has no model_index.json) and will not be replaced; name another"
+            ))),
+        }
+    }
+
+    /// Renames the finished folder; an old one is kept until the new one has its name.
+    fn put_in_place(&self, new: tempfile::TempDir, parent: &Path) -> Result<()> {
+        sync_tree(new.path())?;
+        let old = match self.force && self.out.symlink_metadata().is_ok() {
+            true => Some(neighbour(parent)?),
+            false => None,
+        };
+        if let Some(old) = &old {
+            std::fs::rename(&self.out, old.path().join("old")).map_err(Error::io(&self.out))?;
+        }
+        if let Err(error) = std::fs::rename(new.path(), &self.out) {
+            if let Some(old) = &old {
+                std::fs::rename(old.path().join("old"), &self.out).map_err(Error::io(&self.out))?;
+            }
+            return Err(Error::io(&self.out)(error));
+        }
+        let _ = new.keep(); // it has another name now: nothing to delete
+        sync_folder(parent)?;
+        match old {
+            Some(old) => old.close().map_err(Error::io(parent)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The folder that `path` lies in.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Whether a folder is a model or empty.
+fn replaceable(folder: &Path) -> Result<bool> {
+    let empty = folder.read_dir().map_err(Error::io(folder))?.next().is_none();
+    Ok(empty || folder.join("model_index.json").is_file())
+}
+
+/// A new folder in `parent` that is deleted unless kept.
+fn neighbour(parent: &Path) -> Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".pleinair-").suffix(".partial");
+    // It gets the rights any new folder would get, less the umask, not 0700.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    builder.tempdir_in(parent).map_err(Error::io(parent))
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(Error::io(path))
+}
+
+/// Writes a file and waits until it is on the disk.
+fn write_synced(path: &Path, contents: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
+    make_folder(parent(path))?;
+    let file = File::create(path).map_err(Error::io(path))?;
+    let mut writer = BufWriter::new(&file);
+    contents(&mut writer).and_then(|()| writer.flush()).and_then(|()| file.sync_all()).map_err(Error::io(path))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_synced(path, |file| {
+        serde_json::to_writer_pretty(&mut *file, value)?;
+        file.write_all(b"\n")
+    })
+}
+
+/// Other systems than Unix cannot open folders.
+fn sync_folder(path: &Path) -> Result<()> {
+    #[cfg(unix)]
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io(path))?;
+    let _ = path;
+    Ok(())
+}
+
+/// The new names in a folder and its subfolders.
+fn sync_tree(folder: &Path) -> Result<()> {
+    for entry in folder.read_dir().map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        if path.is_dir() {
+            sync_folder(&path)?;
+        }
+    }
+    sync_folder(folder)
+}
+
+/// A safetensors file: the header, then the tensors in its order as they are drawn. Returns its length.
+fn write_weights(
+    path: &Path,
+    tensors: &[TensorSpec],
+    dtype: Dtype,
+    rng: &mut TorchRng,
+    interrupted: &AtomicBool,
+) -> Result<u64> {
+    let header = header(tensors, dtype);
+    let mut length = 8 + header.len() as u64;
+    let mut stopped = false;
+    let outcome = write_synced(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        let mut bytes = Vec::with_capacity(4 * CHUNK);
+        for tensor in tensors {
+            for start in (0..tensor.parameters()).step_by(CHUNK) {
+                if interrupted.load(Ordering::Relaxed) {
+                    stopped = true;
+                    return Err(std::io::ErrorKind::Interrupted.into());
+                }
+                bytes.clear();
+                let values = draw(tensor, CHUNK.min(tensor.parameters() - start), rng);
+                values.map_err(std::io::Error::other)?.into_iter().for_each(|value| dtype.append(value, &mut bytes));
+                file.write_all(&bytes)?;
+                length += bytes.len() as u64;
+            }
+        }
+        Ok(())
+    });
+    match stopped {
+        true => Err(Error::Interrupted),
+        false => outcome.map(|()| length),
+    }
+}
+
+/// The header in JSON, filled up to a multiple of 8 bytes as the format asks.
+fn header(tensors: &[TensorSpec], dtype: Dtype) -> Vec<u8> {
+    let mut end = 0;
+    let infos = tensors.iter().map(|tensor| {
+        let (dtype, start) = (dtype.safetensors(), end);
+        end += tensor.parameters() * dtype.bitsize() / 8;
+        (tensor.name.clone(), TensorInfo { dtype, shape: tensor.shape.clone(), data_offsets: (start, end) })
+    });
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]); // diffusers asks for it
+    let metadata = Metadata::new(Some(format), infos.collect()).expect("tensors lie one behind the other");
+    let mut json = serde_json::to_vec(&metadata).expect("names and numbers can be written as JSON");
+    json.resize(json.len().next_multiple_of(8), b' ');
+    json
+}
+
+/// The next `count` values of a tensor. Every layer keeps the spread of its input and normalisations do little, so
+/// activations stay sane through the whole depth.
+fn draw(tensor: &TensorSpec, count: usize, rng: &mut TorchRng) -> Result<Vec<f32>> {
+    let (mean, deviation) = match tensor.role {
+        Role::Weight => (0.0, 1.0 / (tensor.fan_in() as f32).sqrt()),
+        Role::NormScale => (1.0, 0.1),
+        Role::Bias | Role::Table => (0.0, 0.02), // CLIP's own initialisation of its word table
+    };
+    let normals = rng.randn(count)?.to_vec1::<f32>()?;
+    Ok(normals.into_iter().map(|normal| mean + deviation * normal).collect())
+}
+
+/// A vocabulary in the order of CLIP's: the 256 bytes, the same at a word's end, what would be merged (here words that
+/// no text contains), start and end of a text.
+fn vocabulary(words: usize) -> Value {
+    let bytes = byte_letters();
+    let at_the_end = bytes.iter().map(|letter| format!("{letter}</w>"));
+    let mut entries: Vec<String> = bytes.iter().map(char::to_string).chain(at_the_end).collect();
+    let specials = ["<|startoftext|>", "<|endoftext|>"];
+    let unused = entries.len()..words - specials.len();
+    entries.extend(unused.map(|id| format!("<|unused {id}|>")));
+    entries.extend(specials.map(str::to_owned));
+    entries.into_iter().enumerate().map(|(id, entry)| (entry, Value::from(id))).collect::<Map<_, _>>().into()
+}
+
+/// The letters that byte-level vocabularies write for bytes (GPT-2's `bytes_to_unicode`): printable ones for
+/// themselves, then the rest as the letters from U+0100 on.
+fn byte_letters() -> Vec<char> {
+    let printable = (b'!'..=b'~').chain(0xA1..=0xAC).chain(0xAE..=0xFF);
+    let rest = 256 - printable.clone().count();
+    printable.map(char::from).chain((0x100..).map_while(char::from_u32).take(rest)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_vocabulary_has_every_byte_once_and_the_size_asked_for() {
+        let letters: BTreeSet<char> = byte_letters().into_iter().collect();
+        assert_eq!(letters.len(), 256);
+        // Ġ, the blank, and Ń, the soft hyphen, are the best-known letters and the last of the rest.
+        assert!(letters.contains(&'\u{120}') && letters.contains(&'\u{143}') && !letters.contains(&'\u{144}'));
+        for model in [Model::Sd15, Model::Tiny] {
+            let vocabulary = vocabulary(model.words());
+            let ids: BTreeSet<u64> = vocabulary.as_object().unwrap().values().map(|id| id.as_u64().unwrap()).collect();
+            assert_eq!((ids.len(), ids.last()), (model.words(), Some(&(model.words() as u64 - 1))));
+            assert_eq!(
+                (&vocabulary["!"], &vocabulary["a"], &vocabulary["!</w>"]),
+                (&0.into(), &64.into(), &256.into())
+            );
+        }
+        assert_eq!(vocabulary(49408)["<|startoftext|>"], 49406);
+        assert_eq!(vocabulary(49408)["<|endoftext|>"], 49407);
+    }
+
+    #[test]
+    fn values_follow_their_role() {
+        let spec = |role, shape: &[usize]| TensorSpec { name: "x".into(), shape: shape.to_vec(), role };
+        let cases = [
+            (spec(Role::Weight, &[1000, 4, 5, 5]), 0.0, 0.1),
+            (spec(Role::NormScale, &[100_000]), 1.0, 0.1),
+            (spec(Role::Bias, &[100_000]), 0.0, 0.02),
+            (spec(Role::Table, &[1000, 100]), 0.0, 0.02),
+        ];
+        for (tensor, mean, deviation) in cases {
+            let values = draw(&tensor, 100_000, &mut TorchRng::new(3)).unwrap();
+            let found = values.iter().sum::<f32>() / values.len() as f32;
+            let variance = values.iter().map(|v| (v - found).powi(2)).sum::<f32>() / values.len() as f32;
+            // The standard errors are deviation/316 and deviation/447; five of them are never met by chance.
+            assert!((found - mean).abs() <= 0.016 * deviation, "{:?}: mean {found}", tensor.role);
+            assert!((variance.sqrt() - deviation).abs() <= 0.012 * deviation, "{:?}: {}", tensor.role, variance.sqrt());
+        }
+    }
+}

@@ -1,0 +1,566 @@
+//! Every op against its definition in float64, loops and all, forward and backward, at sizes around every tile edge.
+
+use candle_core::{CustomOp1, Device, Tensor, Var};
+use pleinair_cpu::{Attention, Conv3x3, Geglu, GroupNorm, Kernel3x3, LayerNorm, Linear};
+use std::sync::Arc;
+
+/// Unit roundoff of f32: one rounding changes a number by at most this share of it.
+const U: f64 = 1.0 / (1 << 24) as f64;
+
+/// A result, and how far from it an f32 evaluation may end up: a sum of n products in any order is off by at most
+/// (n + 1) roundings of the sum of their magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
+#[derive(Clone, Copy)]
+struct Exact {
+    value: f64,
+    bound: f64,
+}
+
+impl Exact {
+    /// `start + sum of the products`.
+    fn sum(start: f64, products: impl Iterator<Item = (f64, f64)>) -> Self {
+        let (mut value, mut size, mut terms) = (start, start.abs(), 2.0);
+        for (a, b) in products {
+            value += a * b;
+            size += (a * b).abs();
+            terms += 1.0;
+        }
+        Exact { value, bound: terms * U * size }
+    }
+}
+
+/// The definitions.
+mod definition {
+    use super::{Exact, U};
+
+    pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, inputs: usize) -> Vec<Exact> {
+        let outputs = weight.len() / inputs;
+        let row = |x: &[f64]| -> Vec<_> {
+            (0..outputs)
+                .map(|o| {
+                    let weight = &weight[o * inputs..][..inputs];
+                    Exact::sum(bias.map_or(0.0, |b| b[o]), x.iter().copied().zip(weight.iter().copied()))
+                })
+                .collect()
+        };
+        x.chunks(inputs).flat_map(row).collect()
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct Picture {
+        pub batch: usize,
+        pub height: usize,
+        pub width: usize,
+        pub cin: usize,
+        pub cout: usize,
+        pub stride: usize,
+    }
+
+    /// `weight: [out, in, 3, 3]` as in a checkpoint.
+    pub fn conv(x: &[f64], p: Picture, weight: &[f64], bias: &[f64]) -> Vec<Exact> {
+        let pixel = |b: usize, row: usize, col: usize, c: usize| match row >= 1 && col >= 1 {
+            true if row <= p.height && col <= p.width => x[((b * p.height + row - 1) * p.width + col - 1) * p.cin + c],
+            _ => 0.0,
+        };
+        let mut y = vec![];
+        for b in 0..p.batch {
+            for top in (0..p.height).step_by(p.stride) {
+                for left in (0..p.width).step_by(p.stride) {
+                    for o in 0..p.cout {
+                        let products = (0..9 * p.cin).map(|i| {
+                            let (c, ky, kx) = (i / 9, i / 3 % 3, i % 3);
+                            (pixel(b, top + ky, left + kx, c), weight[o * 9 * p.cin + i])
+                        });
+                        y.push(Exact::sum(bias[o], products));
+                    }
+                }
+            }
+        }
+        y
+    }
+
+    fn moments(x: &[f64]) -> (f64, f64) {
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        (mean, x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64)
+    }
+
+    pub struct Norm<'a> {
+        pub weight: &'a [f64],
+        pub bias: &'a [f64],
+        pub eps: f64,
+    }
+
+    impl Norm<'_> {
+        /// Off by a few roundings of each of its three parts; moments are computed in f64 or rounded once.
+        fn value(&self, x: f64, (mean, variance): (f64, f64), c: usize) -> Exact {
+            let scale = self.weight[c] / (variance + self.eps).sqrt();
+            let value = (x - mean) * scale + self.bias[c];
+            let size = (x * scale).abs() + (mean * scale).abs() + self.bias[c].abs();
+            Exact { value, bound: 6.0 * U * size }
+        }
+
+        pub fn group(&self, x: &[f64], pixels: usize, groups: usize, silu: bool) -> Vec<Exact> {
+            let channels = self.weight.len();
+            let size = channels / groups;
+            let mut y = vec![];
+            for x in x.chunks(pixels * channels) {
+                let moments: Vec<_> = (0..groups)
+                    .map(|g| {
+                        let members = (0..pixels * size).map(|i| x[i / size * channels + g * size + i % size]);
+                        moments(&members.collect::<Vec<_>>())
+                    })
+                    .collect();
+                for (i, &x) in x.iter().enumerate() {
+                    let z = self.value(x, moments[i % channels / size], i % channels);
+                    y.push(if silu { self::silu(z) } else { z });
+                }
+            }
+            y
+        }
+
+        pub fn layer(&self, x: &[f64]) -> Vec<Exact> {
+            let row = |x: &[f64]| {
+                let moments = moments(x);
+                x.iter().enumerate().map(|(c, &x)| self.value(x, moments, c)).collect::<Vec<_>>()
+            };
+            x.chunks(self.weight.len()).flat_map(row).collect()
+        }
+    }
+
+    /// SiLU is at most 1.1 steep; the exponential, the sum, the quotient and the product round.
+    fn silu(z: Exact) -> Exact {
+        let value = z.value / (1.0 + (-z.value).exp());
+        Exact { value, bound: 1.1 * z.bound + 6.0 * U * value.abs() }
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct Heads {
+        pub batch: usize,
+        pub queries: usize,
+        pub keys: usize,
+        pub channels: usize,
+        pub heads: usize,
+        pub causal: bool,
+    }
+
+    pub fn attention(q: &[f64], kv: &[f64], a: Heads) -> Vec<Exact> {
+        let d = a.channels / a.heads;
+        let scale = 1.0 / (d as f64).sqrt();
+        let mut y = vec![];
+        for b in 0..a.batch {
+            for i in 0..a.queries {
+                for head in 0..a.heads {
+                    let q = &q[(b * a.queries + i) * a.channels + head * d..][..d];
+                    let row = |j: usize| &kv[(b * a.keys + j) * 2 * a.channels + head * d..];
+                    let seen = if a.causal { i + 1 } else { a.keys };
+                    let products = |j: usize| q.iter().map(move |q| q * scale).zip(row(j).iter().copied());
+                    let scores: Vec<_> = (0..seen).map(|j| Exact::sum(0.0, products(j))).collect();
+                    let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(s.value));
+                    let min = scores.iter().fold(max, |m, s| m.min(s.value));
+                    // a score's error is the exponential's relative error; both it and the sum of all carry it
+                    let score = scores.iter().fold(0.0f64, |e, s| e.max(s.bound)) * 2.0;
+                    let relative = 2.0 * (2.0 * score + (max - min + 3.0) * U) + (a.keys + 2) as f64 * U;
+                    let exps: Vec<_> = scores.iter().map(|s| (s.value - max).exp()).collect();
+                    let sum: f64 = exps.iter().sum();
+                    for c in 0..d {
+                        let values = (0..seen).map(|j| row(j)[a.channels + c]);
+                        let value = Exact::sum(0.0, exps.iter().map(|e| e / sum).zip(values.clone()));
+                        let size: f64 = exps.iter().zip(values).map(|(e, v)| (e / sum * v).abs()).sum();
+                        y.push(Exact { bound: value.bound + relative * size, ..value });
+                    }
+                }
+            }
+        }
+        y
+    }
+
+    /// The distribution function is off by up to two roundings of 1 however small it is; two products follow.
+    pub fn geglu(x: &[f64], channels: usize) -> Vec<Exact> {
+        let row = |x: &[f64]| {
+            let (value, gate) = x.split_at(channels);
+            let gated = value.iter().zip(gate).map(|(v, g)| {
+                let cdf = 0.5 * libm::erfc(-g / 2f64.sqrt());
+                Exact { value: v * g * cdf, bound: (v * g).abs() * (2.0 * U + 2.0 * U * cdf) }
+            });
+            gated.collect::<Vec<_>>()
+        };
+        x.chunks(2 * channels).flat_map(row).collect()
+    }
+}
+use definition::{Heads, Norm, Picture};
+
+/// `count` numbers in [-1, 1), the same for the same seed.
+fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    for _ in 0..8 {
+        next();
+    }
+    (0..count).map(|_| next()).collect()
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| v as f64).collect()
+}
+
+fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
+    Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+}
+
+/// A contiguous tensor that begins in the middle of its storage, which holds other numbers on both sides.
+fn view(values: &[f32], shape: &[usize]) -> Tensor {
+    let around = vec![f32::NAN; values.len()];
+    let mut three = vec![3];
+    three.extend(shape);
+    tensor(&[&around, values, &around].concat(), &three).get(1).unwrap()
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn assert_near(what: &str, got: &Tensor, want: &[Exact]) {
+    let got = flat(got);
+    assert_eq!(got.len(), want.len(), "{what}");
+    let (mut worst, mut share) = (0.0f64, 0.0f64);
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let diff = (*got as f64 - want.value).abs();
+        assert!(diff <= want.bound, "{what}: value {i} is {got}, not {} within {:e}", want.value, want.bound);
+        worst = worst.max(diff);
+        share = share.max(if want.bound > 0.0 { diff / want.bound } else { 0.0 });
+    }
+    println!("{what}: off by {worst:.1e}, {share:.2} of the bound");
+}
+
+/// Step of the central differences: in f64 their own error, h^2 and 1e-16 / h, is far below one f32 rounding.
+const STEP: f64 = 1e-5;
+
+/// Single inputs that are moved, spread over all; besides, all are moved at once in a random direction, thrice.
+const PROBES: usize = 48;
+
+/// The gradients of `sum(r * op(inputs))` against central differences of the definition. An entry of a gradient is a
+/// sum over paths; `roundings` bounds how many roundings of the largest entry it has seen.
+fn assert_gradients(
+    what: &str,
+    inputs: &[(Vec<f32>, &[usize])],
+    op: impl Fn(&[Tensor]) -> Tensor,
+    definition: impl Fn(&[Vec<f64>]) -> Vec<Exact>,
+    roundings: usize,
+    frozen: &[&Var],
+) {
+    let leaves: Vec<_> = inputs.iter().map(|(x, shape)| Var::from_tensor(&tensor(x, shape)).unwrap()).collect();
+    let y = op(&leaves.iter().map(|leaf| leaf.as_tensor().clone()).collect::<Vec<_>>());
+    let r = tensor(&numbers(99, y.elem_count()), y.dims());
+    // transposed, so that the gradient arrives with strides
+    let last = y.rank() - 1;
+    let loss = (y.transpose(0, last).unwrap() * r.transpose(0, last).unwrap()).unwrap().sum_all().unwrap();
+    let grads = loss.backward().unwrap();
+    for weight in frozen {
+        assert!(grads.get(weight).is_none(), "{what}: a frozen weight has a gradient");
+    }
+    let r = wide(&flat(&r));
+    let exact: Vec<_> = inputs.iter().map(|(x, _)| wide(x)).collect();
+    let loss = |x: &[Vec<f64>]| definition(x).iter().zip(&r).map(|(y, r)| y.value * r).sum::<f64>();
+    for (which, leaf) in leaves.iter().enumerate() {
+        let gradient = wide(&flat(grads.get(leaf).expect("every input has a gradient")));
+        let count = gradient.len();
+        let largest = gradient.iter().fold(0.0f64, |m, g| m.max(g.abs()));
+        let one = |i: usize| (0..count).map(|j| (i == j) as u8 as f64).collect::<Vec<_>>();
+        let probes = PROBES.min(count);
+        let directions = (0..probes)
+            .map(|i| one(i * (count - 1) / (probes - 1).max(1)))
+            .chain((0..3).map(|seed| wide(&numbers(7 + seed, count))));
+        let mut share = 0.0f64;
+        for (i, direction) in directions.enumerate() {
+            let moved = |step: f64| {
+                let mut x = exact.clone();
+                x[which].iter_mut().zip(&direction).for_each(|(x, d)| *x += step * d);
+                loss(&x)
+            };
+            let want = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+            let got: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let size: f64 = direction.iter().map(|d| d.abs()).sum::<f64>() * largest;
+            let bound = roundings as f64 * U * size + 1e-9;
+            let diff = (got - want).abs();
+            assert!(diff <= bound, "{what}, input {which}, direction {i}: slope {got}, not {want} within {bound:e}");
+            share = share.max(diff / bound);
+        }
+        println!("{what}, gradient of input {which}: at most {share:.2} of the bound");
+    }
+}
+
+fn frozen(seed: u64, shape: &[usize]) -> Var {
+    Var::from_tensor(&tensor(&numbers(seed, shape.iter().product()), shape)).unwrap()
+}
+
+fn apply(x: &Tensor, op: &(impl CustomOp1 + Clone + Send + Sync + 'static)) -> Tensor {
+    x.apply_op1(op.clone()).unwrap()
+}
+
+#[test]
+fn linear() {
+    let shapes: [&[usize]; 6] = [&[1, 1], &[3, 8], &[2, 3, 40], &[1, 64, 65], &[3, 65, 3], &[2, 2, 2, 8]];
+    for (shape, outputs, biased) in
+        shapes.into_iter().zip([1, 65, 3, 40, 8, 1]).flat_map(|(s, o)| [(s, o, false), (s, o, true)])
+    {
+        let what = format!("linear {shape:?} -> {outputs}, bias {biased}");
+        let inputs = *shape.last().unwrap();
+        let (weight, bias) = (frozen(1, &[outputs, inputs]), frozen(2, &[outputs]));
+        let op = Linear { weight: weight.as_tensor().clone(), bias: biased.then(|| bias.as_tensor().clone()) };
+        let (w, b) = (wide(&flat(&weight)), wide(&flat(&bias)));
+        let definition = |x: &[f64]| definition::linear(x, &w, biased.then_some(&b), inputs);
+        let x = numbers(3, shape.iter().product());
+        let y = apply(&view(&x, shape), &op);
+        assert_eq!(y.dims(), [&shape[..shape.len() - 1], &[outputs]].concat());
+        assert_near(&what, &y, &definition(&wide(&x)));
+        // one product of `outputs` terms, the loss's included
+        let run = |x: &[Tensor]| apply(&x[0], &op);
+        assert_gradients(&what, &[(x, shape)], run, |x| definition(&x[0]), outputs + 4, &[&weight, &bias]);
+    }
+}
+
+#[test]
+fn conv3x3() {
+    // (batch, height, width, in, out): one pixel, one row, tiles of 256 that end one short, exactly and one over, tiles
+    // that hold the end of one picture and the beginning of the next, and the narrowest tiles of 16
+    let sizes = [
+        (1, 1, 1, 1, 1),
+        (1, 2, 2, 3, 8),
+        (2, 1, 7, 3, 3),
+        (3, 5, 4, 8, 3),
+        (1, 3, 85, 3, 1),
+        (1, 16, 16, 1, 8),
+        (1, 257, 1, 3, 1),
+        (2, 13, 11, 40, 3),
+        (3, 10, 13, 3, 40),
+        (1, 6, 5, 65, 65),
+        (1, 15, 15, 130, 1),
+        (1, 5, 3, 1900, 2),
+        (1, 4, 4, 1900, 1),
+        (1, 17, 1, 1900, 1),
+    ];
+    for ((batch, height, width, cin, cout), stride) in sizes.into_iter().flat_map(|s| [(s, 1), (s, 2)]) {
+        let p = Picture { batch, height, width, cin, cout, stride };
+        let what = format!("conv {batch} x {height}x{width} {cin} -> {cout}, stride {stride}");
+        let (weight, bias) = (frozen(1, &[cout, cin, 3, 3]), frozen(2, &[cout]));
+        let kernel = Arc::new(Kernel3x3::new(&weight, bias.as_tensor().clone()).unwrap());
+        let op = Conv3x3 { kernel, height, width, stride };
+        let (w, b) = (wide(&flat(&weight)), wide(&flat(&bias)));
+        let shape = [batch, height * width, cin];
+        let x = numbers(3, shape.iter().product());
+        let y = apply(&view(&x, &shape), &op);
+        assert_eq!(y.dims(), [batch, height.div_ceil(stride) * width.div_ceil(stride), cout]);
+        assert_near(&what, &y, &definition::conv(&wide(&x), p, &w, &b));
+        if batch * height * width * cin * cout > 60_000 {
+            continue;
+        }
+        let run = |x: &[Tensor]| apply(&x[0], &op);
+        // nine taps of `cout` terms, the loss's product included
+        let definition = |x: &[Vec<f64>]| definition::conv(&x[0], p, &w, &b);
+        assert_gradients(&what, &[(x, &shape)], run, definition, 9 * cout + 4, &[&weight, &bias]);
+    }
+}
+
+#[test]
+fn group_norm() {
+    // (batch, pixels, channels, groups): one value a group, chunks of 256 pixels that end one short, exactly and one
+    // over, and chunks that hold the end of one picture and the beginning of the next
+    let sizes =
+        [(1, 1, 3, 3), (2, 7, 8, 2), (1, 255, 3, 1), (1, 256, 8, 8), (2, 257, 1, 1), (3, 100, 40, 8), (2, 9, 65, 5)];
+    for ((batch, pixels, channels, groups), silu) in sizes.into_iter().flat_map(|s| [(s, false), (s, true)]) {
+        let what = format!("group norm {batch} x {pixels} x {channels} in {groups}, SiLU {silu}");
+        let (weight, bias) = (frozen(1, &[channels]), frozen(2, &[channels]));
+        let op =
+            GroupNorm { weight: weight.as_tensor().clone(), bias: bias.as_tensor().clone(), groups, eps: 1e-5, silu };
+        let norm = Norm { weight: &wide(&flat(&weight)), bias: &wide(&flat(&bias)), eps: 1e-5 };
+        let shape = [batch, pixels, channels];
+        // groups whose mean is not zero, as a network's are
+        let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x + 0.5).collect();
+        assert_near(&what, &apply(&view(&x, &shape), &op), &norm.group(&wide(&x), pixels, groups, silu));
+        // sums are in f64; the SiLU's argument is off by 6 roundings of values up to about 4, its slope half as much
+        let run = |x: &[Tensor]| apply(&x[0], &op);
+        let definition = |x: &[Vec<f64>]| norm.group(&x[0], pixels, groups, silu);
+        assert_gradients(&what, &[(x, &shape)], run, definition, 24, &[&weight, &bias]);
+    }
+}
+
+/// Where exp(-x) overflows, SiLU and its slope are plain zero, not NaN.
+#[test]
+fn group_norm_far_below_zero() {
+    let ones = tensor(&[1.0; 4], &[4]);
+    let op = GroupNorm { weight: ones.clone(), bias: (&ones * -200.0).unwrap(), groups: 1, eps: 1e-5, silu: true };
+    let x = Var::from_tensor(&tensor(&numbers(3, 8), &[1, 2, 4])).unwrap();
+    let y = apply(&x, &op);
+    assert!(flat(&y).iter().all(|&y| y == 0.0), "{y}");
+    let gradient = y.backward().unwrap().remove(&x).unwrap();
+    assert!(flat(&gradient).iter().all(|&g| g == 0.0), "{gradient}");
+}
+
+#[test]
+fn layer_norm() {
+    let shapes: [&[usize]; 6] = [&[1, 1, 3], &[1, 8], &[2, 5, 40], &[3, 65, 65], &[2, 3, 2, 8], &[1, 1, 1]];
+    for shape in shapes {
+        let what = format!("layer norm {shape:?}");
+        let channels = *shape.last().unwrap();
+        let (weight, bias) = (frozen(1, &[channels]), frozen(2, &[channels]));
+        let op = LayerNorm { weight: weight.as_tensor().clone(), bias: bias.as_tensor().clone(), eps: 1e-5 };
+        let norm = Norm { weight: &wide(&flat(&weight)), bias: &wide(&flat(&bias)), eps: 1e-5 };
+        let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x + 0.5).collect();
+        assert_near(&what, &apply(&view(&x, shape), &op), &norm.layer(&wide(&x)));
+        // two f32 sums over the channels, each followed by a few products
+        let run = |x: &[Tensor]| apply(&x[0], &op);
+        let definition = |x: &[Vec<f64>]| norm.layer(&x[0]);
+        assert_gradients(&what, &[(x, shape)], run, definition, 2 * channels + 12, &[&weight, &bias]);
+    }
+}
+
+/// Sizes around the block of 64 queries: (batch, queries, keys, channels, heads).
+const ATTENTIONS: [(usize, usize, usize, usize, usize); 10] = [
+    (1, 1, 1, 1, 1),
+    (2, 1, 77, 8, 2),
+    (3, 63, 63, 3, 3),
+    (1, 64, 64, 40, 5),
+    (2, 64, 77, 8, 1),
+    (1, 65, 65, 65, 5),
+    (3, 65, 7, 8, 4),
+    (1, 130, 130, 8, 2),
+    (2, 130, 77, 40, 4),
+    (1, 130, 1, 3, 1),
+];
+
+/// A score's sum, the softmax's two sums and those of three products, each of them with the factors around it.
+fn attention_roundings(a: Heads) -> usize {
+    let d = a.channels / a.heads;
+    2 * (d + 4) + 3 * a.keys + a.queries + d + 16
+}
+
+#[test]
+fn attention_to_a_text() {
+    for (batch, queries, keys, channels, heads) in ATTENTIONS {
+        for causal in if queries == keys { vec![false, true] } else { vec![false] } {
+            let a = Heads { batch, queries, keys, channels, heads, causal };
+            let what = format!("attention {batch} x {queries} to {keys}, {channels} in {heads} heads, causal {causal}");
+            let op = Attention { heads, causal };
+            let (shape, kv_shape) = ([batch, queries, channels], [batch, keys, 2 * channels]);
+            // wide enough apart that some probabilities are near 1 and others near 0
+            let q: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 3.0 * x).collect();
+            let kv = numbers(4, kv_shape.iter().product());
+            let y = view(&q, &shape).apply_op2(&view(&kv, &kv_shape), op).unwrap();
+            assert_eq!(y.dims(), shape);
+            assert_near(&what, &y, &definition::attention(&wide(&q), &wide(&kv), a));
+            let run = |x: &[Tensor]| x[0].apply_op2(&x[1], op).unwrap();
+            let definition = |x: &[Vec<f64>]| definition::attention(&x[0], &x[1], a);
+            let inputs: [(_, &[usize]); 2] = [(q, &shape), (kv, &kv_shape)];
+            assert_gradients(&what, &inputs, run, definition, attention_roundings(a), &[]);
+        }
+    }
+}
+
+/// Queries and keys are narrowed views of one projection, and so is the gradient's way back.
+#[test]
+fn attention_to_itself() {
+    for (batch, n, channels, heads) in [(2, 1, 8, 2), (1, 63, 3, 1), (3, 65, 8, 4), (1, 130, 8, 1)] {
+        for causal in [false, true] {
+            let a = Heads { batch, queries: n, keys: n, channels, heads, causal };
+            let what = format!("self-attention {batch} x {n}, {channels} in {heads} heads, causal {causal}");
+            let op = Attention { heads, causal };
+            let run = |qkv: &Tensor| {
+                let q = qkv.narrow(2, 0, channels).unwrap();
+                q.apply_op2(&qkv.narrow(2, channels, 2 * channels).unwrap(), op).unwrap()
+            };
+            let definition = |qkv: &[f64]| {
+                let part = |from: usize, to: usize| -> Vec<f64> {
+                    qkv.chunks(3 * channels).flat_map(|row| row[from..to].to_vec()).collect()
+                };
+                definition::attention(&part(0, channels), &part(channels, 3 * channels), a)
+            };
+            let shape = [batch, n, 3 * channels];
+            let qkv: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x).collect();
+            assert_near(&what, &run(&view(&qkv, &shape)), &definition(&wide(&qkv)));
+            let inputs: [(_, &[usize]); 1] = [(qkv, &shape)];
+            assert_gradients(&what, &inputs, |x| run(&x[0]), |x| definition(&x[0]), attention_roundings(a), &[]);
+        }
+    }
+}
+
+/// Scores far beyond the range of exp() leave neither infinities nor NaN.
+#[test]
+fn attention_with_huge_scores() {
+    let (q, kv) = (numbers(3, 5 * 8), numbers(4, 5 * 16));
+    let huge = |x: &[f32]| x.iter().map(|x| 100.0 * x).collect::<Vec<_>>();
+    let a = Heads { batch: 1, queries: 5, keys: 5, channels: 8, heads: 1, causal: false };
+    let (q, kv) = (huge(&q), huge(&kv));
+    let y = tensor(&q, &[1, 5, 8]).apply_op2(&tensor(&kv, &[1, 5, 16]), Attention { heads: 1, causal: false });
+    assert_near("attention with huge scores", &y.unwrap(), &definition::attention(&wide(&q), &wide(&kv), a));
+}
+
+#[test]
+fn geglu() {
+    let shapes: [&[usize]; 5] = [&[1, 1, 2], &[1, 80], &[2, 5, 6], &[3, 65, 130], &[2, 3, 2, 16]];
+    for shape in shapes {
+        let what = format!("GEGLU {shape:?}");
+        let c = shape.last().unwrap() / 2;
+        // out to where the gate is shut or wide open
+        let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 8.0 * x).collect();
+        let y = apply(&view(&x, shape), &Geglu);
+        assert_eq!(y.dims(), [&shape[..shape.len() - 1], &[c]].concat());
+        assert_near(&what, &y, &definition::geglu(&wide(&x), c));
+        let run = |x: &[Tensor]| apply(&x[0], &Geglu);
+        assert_gradients(&what, &[(x, shape)], run, |x| definition::geglu(&x[0], c), 16, &[]);
+    }
+}
+
+#[test]
+fn bad_input_is_an_error() {
+    let zeros = |shape: &[usize]| tensor(&vec![0.0; shape.iter().product()], shape);
+    let linear = Linear { weight: zeros(&[4, 3]), bias: None };
+    let kernel = Arc::new(Kernel3x3::new(&zeros(&[4, 3, 3, 3]), zeros(&[4])).unwrap());
+    let conv = Conv3x3 { kernel, height: 2, width: 3, stride: 1 };
+    let group = |groups| GroupNorm { weight: zeros(&[4]), bias: zeros(&[4]), groups, eps: 1e-5, silu: false };
+    let layer = LayerNorm { weight: zeros(&[4]), bias: zeros(&[4]), eps: 1e-5 };
+
+    let x = zeros(&[1, 6, 3]);
+    assert!(x.apply_op1(linear.clone()).is_ok() && x.apply_op1(conv.clone()).is_ok());
+    assert!(zeros(&[1, 6, 4]).apply_op1(linear.clone()).is_err(), "4 features for 3");
+    assert!(x.to_dtype(candle_core::DType::F64).unwrap().apply_op1(linear.clone()).is_err(), "f64");
+    assert!(zeros(&[1, 3, 6]).transpose(1, 2).unwrap().apply_op1(linear).is_err(), "strided");
+    assert!(zeros(&[1, 5, 3]).apply_op1(conv.clone()).is_err(), "5 pixels for 6");
+    assert!(zeros(&[1, 6, 4]).apply_op1(conv.clone()).is_err(), "4 channels for 3");
+    assert!(zeros(&[6, 3]).apply_op1(conv).is_err(), "no batch");
+    assert!(Kernel3x3::new(&zeros(&[4, 3, 1, 9]), zeros(&[4])).is_err(), "1x9");
+    assert!(Kernel3x3::new(&zeros(&[4, 3, 3, 3]), zeros(&[3])).is_err(), "3 biases for 4 channels");
+    assert!(zeros(&[1, 6, 3]).apply_op1(group(2)).is_err(), "3 channels for 4");
+    assert!(zeros(&[1, 6, 4]).apply_op1(group(3)).is_err(), "4 channels in 3 groups");
+    assert!(zeros(&[1, 6, 4]).apply_op1(group(0)).is_err(), "no groups");
+    assert!(zeros(&[1, 6, 3]).apply_op1(layer).is_err(), "3 channels for 4");
+    assert!(zeros(&[1, 6, 3]).apply_op1(Geglu).is_err(), "odd");
+
+    let attend = |q: &[usize], kv: &[usize], heads, causal| zeros(q).apply_op2(&zeros(kv), Attention { heads, causal });
+    assert!(attend(&[1, 6, 4], &[1, 6, 8], 2, true).is_ok());
+    assert!(attend(&[1, 6, 4], &[1, 6, 8], 3, false).is_err(), "4 channels in 3 heads");
+    assert!(attend(&[1, 6, 4], &[1, 6, 8], 0, false).is_err(), "no heads");
+    assert!(attend(&[1, 6, 4], &[1, 6, 4], 2, false).is_err(), "no values");
+    assert!(attend(&[1, 6, 4], &[2, 6, 8], 2, false).is_err(), "two texts for one picture");
+    assert!(attend(&[1, 6, 4], &[1, 7, 8], 2, true).is_err(), "causal, 6 to 7");
+    assert!(attend(&[1, 6, 4], &[1, 0, 8], 2, false).is_err(), "nothing to attend to");
+    let strided = zeros(&[1, 4, 6]).transpose(1, 2).unwrap();
+    assert!(strided.apply_op2(&zeros(&[1, 6, 8]), Attention { heads: 2, causal: false }).is_err(), "strided rows");
+}
+
+#[test]
+#[should_panic(expected = "value 0 is NaN")]
+fn the_comparison_catches_nan() {
+    assert_near("NaN", &tensor(&[f32::NAN], &[1]), &[Exact { value: 0.0, bound: 1.0 }]);
+}
+
+#[test]
+#[should_panic(expected = "direction 0: slope")]
+fn the_comparison_catches_a_wrong_slope() {
+    let twice = |x: &[Vec<f64>]| definition::linear(&x[0], &[2.0001], None, 1);
+    let op = Linear { weight: tensor(&[2.0], &[1, 1]), bias: None };
+    assert_gradients("wrong", &[(vec![0.5, 1.0], &[2, 1])], |x| apply(&x[0], &op), twice, 8, &[]);
+}

@@ -44,3 +44,16 @@ fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
 fn feature_map(layout: &Layout) -> Result<(usize, usize, usize)> {
     layout.shape().dims3()
 }
+
+/// Keeps candle's own thread pool from starting. Its workers wait for each other by spinning, which on a machine with
+/// other work burns a third of the processor; our kernels share rayon's pool, which sleeps. A value that the user set
+/// stays.
+///
+/// Call it first thing in `main`, before any thread is started and before the first tensor is made.
+pub fn leave_candles_pool_asleep() {
+    const THREADS: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: the caller has started no other thread yet, so nobody reads the environment at the same time.
+        unsafe { std::env::set_var(THREADS, "1") };
+    }
+}

@@ -3,7 +3,7 @@
 use crate::tensors::{self, TensorSpec};
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
 use pleinair::bundle::weights::Weights;
-use pleinair::bundle::{Bundle, read_json};
+use pleinair::bundle::{Bundle, VaeFiles, read_json};
 use pleinair::prompt::Tokenizer;
 use pleinair::sampler::{BetaSchedule, PredictionType, Schedule, SchedulerConfig};
 use pleinair::{Error, Result};
@@ -74,7 +74,7 @@ pub fn inspect(folder: &Path) -> Result<Inspection> {
     if bundle.is_none() {
         found.notes.push("tensors were not compared with the configuration, which must be put right first".into());
     }
-    found.vae(vae);
+    found.vae(vae, bundle.as_ref());
     found.tokenizer(bundle.as_ref());
     found.scheduler();
     Ok(found)
@@ -202,7 +202,7 @@ impl Inspection {
     }
 
     /// The weights, where they are there, and the ONNX files, which are what runs.
-    fn vae(&mut self, config: Option<VaeConfig>) {
+    fn vae(&mut self, config: Option<VaeConfig>, bundle: Option<&Bundle>) {
         let line = config.map(vae_line).unwrap_or_default();
         let stem = "diffusion_pytorch_model";
         let has_weights = self.folder.join("vae").read_dir().is_ok_and(|mut entries| {
@@ -211,15 +211,13 @@ impl Inspection {
         if has_weights {
             self.weights("vae", None, Some(line.clone()));
         }
-        let onnx = [("vae/encoder.onnx", "vae/decoder.onnx"), ("vae_encoder/model.onnx", "vae_decoder/model.onnx")];
-        match onnx.into_iter().find(|(e, d)| self.folder.join(e).is_file() && self.folder.join(d).is_file()) {
-            Some((encoder, decoder)) => {
-                let bytes = file_bytes(&self.folder.join(encoder)) + file_bytes(&self.folder.join(decoder));
+        match bundle.map(Bundle::vae_files) {
+            Some(Ok(VaeFiles { encoder, decoder })) => {
+                let bytes = file_bytes(&encoder) + file_bytes(&decoder);
                 self.parts.push(Part { files: 2, bytes, ..without_tensors("vae (onnx)", line) });
             }
-            None => {
-                self.notes.push("vae: no encoder.onnx and decoder.onnx here, which painting and learning need".into())
-            }
+            Some(Err(missing)) => self.notes.push(format!("painting and learning need the VAE as ONNX: {missing}")),
+            None => {}
         }
     }
 

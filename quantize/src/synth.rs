@@ -126,7 +126,7 @@ impl Synth {
             }
             Ok(found) if found.is_dir() && replaceable(&self.out)? => Ok(()),
             Ok(_) => Err(Error::Usage(format!(
-                "{out} is not a model folder (it has no model_index.json) and will not be replaced; name another"
+                "{out} is not a model folder (a folder with a model_index.json) and will not be replaced; name another"
             ))),
         }
     }

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    pleinair_cpu::leave_candles_pool_asleep();
     match cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -25,10 +25,10 @@ struct Arguments {
     #[command(subcommand)]
     command: Command,
     /// How progress is told
-    #[arg(long, global = true, value_enum, default_value_t)]
+    #[arg(long, global = true, value_enum, default_value_t, help_heading = "Options of every command")]
     progress: Mode,
     /// Where the networks run
-    #[arg(long, global = true, value_enum, default_value_t)]
+    #[arg(long, global = true, value_enum, default_value_t, help_heading = "Options of every command")]
     device: Device,
 }
 

@@ -36,8 +36,8 @@ pub(super) struct Arguments {
     /// What to paint, with {} where the style goes [default with a style: A painting in the style of {}]
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// What to keep away from
-    #[arg(long, value_name = "TEXT", default_value = NEGATIVE, hide_default_value = true)]
+    /// What to keep away from; "" for nothing
+    #[arg(long, value_name = "TEXT", default_value = NEGATIVE)]
     negative: String,
     /// How far the photograph is carried towards noise, above 0 and up to 1
     #[arg(long, value_name = "X", default_value_t = 0.8)]

@@ -89,7 +89,8 @@ fn missing_misshapen_and_not_finite_tensors_are_named_together() {
 
 #[test]
 fn damaged_weight_files_are_refused() {
-    let damage: [(&str, &dyn Fn(&Path)); 4] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+    let damage: [Damage; 4] = [
         ("0 bytes long", &|p| fs::write(p, b"").unwrap()),
         ("claims a header of 1152921504606846976 bytes", &|p| {
             fs::write(p, [&(1u64 << 60).to_le_bytes()[..], &[0; 64]].concat()).unwrap();

@@ -114,13 +114,20 @@ impl Progress {
         if vectors.is_empty() || !finite {
             return Err(damaged("a checkpoint whose vectors are missing or not finite"));
         }
+        let (first, second) = (matrix(&tensor("first")?), matrix(&tensor("second")?));
+        let smoothed: Vec<_> = floats(tensor("smoothed")?.data()).map(|s| s.is_finite().then_some(s)).collect();
+        let widths = |m: &[Vec<f32>]| m.iter().map(Vec::len).collect::<Vec<_>>();
+        let alike = widths(&first) == widths(&vectors) && widths(&second) == widths(&vectors);
+        if !alike || smoothed.len() != vectors.len() {
+            return Err(damaged("a checkpoint whose parts do not fit together"));
+        }
         let normal = metadata.get("normal").map(|n| n.parse()).transpose().map_err(parse_failed)?;
         let words =
             tensor("rng")?.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         Ok(Progress {
             step,
-            optimiser: AdamW { steps: step, first: matrix(&tensor("first")?), second: matrix(&tensor("second")?) },
-            smoothed: floats(tensor("smoothed")?.data()).map(|s| s.is_finite().then_some(s)).collect(),
+            optimiser: AdamW { steps: step, first, second },
+            smoothed,
             seconds: number("seconds")?.parse().map_err(|_| damaged("a checkpoint with a damaged number"))?,
             rng: RngState { words, normal },
             vectors,

@@ -6,7 +6,7 @@ mod reference;
 use pleinair::bundle::Bundle;
 use pleinair::camera::Frame;
 use pleinair::net::{ControlNet, Latent, TextEncoder, Unet};
-use pleinair::prompt::{Conditioning, Tokens};
+use pleinair::prompt::{Conditioning, Template, Tokenizer, Tokens};
 use pleinair::side::vae::Vae;
 use reference::{MODELS, Reference, assert_close, model_folder};
 
@@ -92,4 +92,22 @@ fn the_vae_takes_any_size_its_factor_divides() {
     }
     let odd = Frame::new(12, 8, vec![77; 12 * 8 * 3]).unwrap();
     assert!(vae.encode(&odd).unwrap_err().to_string().contains("factor 8"));
+}
+
+#[test]
+fn token_ids_equal_transformers() {
+    for model in MODELS {
+        let (bundle, _) = open(model);
+        let tokenizer = Tokenizer::open(bundle.tokenizer()).unwrap();
+        let path = format!("{}/tests/fixtures/{model}-tokens.json", env!("CARGO_MANIFEST_DIR"));
+        let prompts: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let prompts = prompts.as_array().unwrap();
+        assert!(prompts.len() >= 17);
+        for prompt in prompts {
+            let text = prompt["text"].as_str().unwrap();
+            let want: Vec<_> = prompt["ids"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect();
+            let got = Template::literal(text).tokens(&tokenizer, &[]).unwrap().ids;
+            assert_eq!(got, want, "{model}: {text:?}");
+        }
+    }
 }

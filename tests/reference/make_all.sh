@@ -18,3 +18,7 @@ for folder in models/atelier $tiny; do
     "$python" $scripts/paint.py $folder $fixtures/$model-paint.safetensors
     "$python" $scripts/learning_step.py $folder $fixtures/$model-learning.safetensors
 done
+"$python" $scripts/tokens.py models/atelier/tokenizer
+"$python" $scripts/soft_edges.py
+"$python" $scripts/resize.py
+"$python" $scripts/solvers.py $fixtures/solvers.safetensors

@@ -76,11 +76,9 @@ def text_to_image(model, name, scheduler, width, height, off=0.0):
 
 
 def every_solver(model, width, height):
-    """Each solver as `from_config` builds it; DDIM also with clip_sample off where that is not so already."""
+    """Each solver as `from_config` builds it."""
     config = model.pipe.scheduler.config
     schedulers = {name: solver.from_config(config) for name, solver in SOLVERS.items()}
-    if schedulers["ddim"].config.clip_sample:
-        schedulers["ddim_unclipped"] = DDIMScheduler.from_config(config, clip_sample=False)
     tensors, moved = {}, {}
     for name, scheduler in schedulers.items():
         found, image = text_to_image(model, name, scheduler, width, height)

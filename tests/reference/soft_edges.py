@@ -1,11 +1,10 @@
 """Makes tests/fixtures/soft_edges.safetensors: the soft edges of two small pictures by the training code.
 
-    python tests/reference/soft_edges.py RECIPE PHOTOGRAPH
+    python tests/reference/soft_edges.py
 
-RECIPE is the folder with the default model's `common.py`, PHOTOGRAPH any picture (the committed fixture shows
-samples/content/mountain2.jpg of version 0). Versions: torch 2.15.0, pillow 13.0.0, numpy 2.4.6, safetensors 0.8.0.
+The photograph is tests/fixtures/mountain2.jpg. Versions: torch 2.15.0, pillow 13.0.0, numpy 2.4.6, safetensors 0.8.0.
 """
-import sys
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,11 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
-recipe, photograph = sys.argv[1:]
-sys.path.insert(0, recipe)
-from common import soft_edges  # noqa: E402
+root = Path(__file__).parents[2]
+photograph = root / "tests/fixtures/mountain2.jpg"
+spec = importlib.util.spec_from_file_location("recipe_soft_edges", root / "models/recipe/soft_edges.py")
+recipe = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(recipe)
 
 pictures = {
     # Odd sides, every edge in reach of the filters, and a half that is flat.
@@ -26,7 +27,7 @@ pictures["noise"][:, :6] = 90
 tensors = {}
 for name, rgb in pictures.items():
     rgb = torch.from_numpy(rgb.copy())
-    edges = soft_edges(rgb.permute(2, 0, 1)[None].float() / 255)
+    edges = recipe.soft_edges(rgb.permute(2, 0, 1)[None].float() / 255)
     assert torch.equal(edges[:, :1].expand(-1, 3, -1, -1), edges)
     tensors[f"{name}.rgb"], tensors[f"{name}.edges"] = rgb.contiguous(), edges[0, 0].contiguous()
-save_file(tensors, Path(__file__).parent.parent / "fixtures" / "soft_edges.safetensors")
+save_file(tensors, root / "tests/fixtures/soft_edges.safetensors")

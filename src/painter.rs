@@ -41,7 +41,7 @@ impl Painter {
         let content = order.content.as_ref().map(|frame| frame.resize_to_cover(width, height)).transpose()?;
         let control = self.control(order, content.as_ref())?;
         let start = match &content {
-            Some(frame) => self.invert(order, &plan, frame, control.as_ref(), &mut rng)?,
+            Some(frame) => self.invert(order, &plan, frame, control.as_ref(), &mut rng, on_step)?,
             None => plan.start(&rng.randn(&self.latent_shape(width, height))?)?,
         };
         let mut denoiser = Guided::new(self, order, control)?;
@@ -58,6 +58,7 @@ impl Painter {
         frame: &Frame,
         control: Option<&Control>,
         rng: &mut TorchRng,
+        on_step: &mut OnStep<'_>,
     ) -> Result<candle_core::Tensor> {
         let posterior = self.vae.encode(frame)?;
         match order.inversion {
@@ -69,7 +70,7 @@ impl Painter {
             Inversion::Ddim => {
                 let order = order.context_alone();
                 let mut denoiser = Guided::new(self, &order, control.cloned())?;
-                ddim::invert(&mut denoiser, plan, &posterior.mode()?.0, &mut |_| Ok(()))
+                ddim::invert(&mut denoiser, plan, &posterior.mode()?.0, on_step)
             }
         }
     }
@@ -93,9 +94,11 @@ impl Painter {
         let path = bundle.scheduler();
         let config = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let schedule = SchedulerConfig::from_json(&config).and_then(Schedule::new);
+        let tokenizer = Tokenizer::open(bundle.tokenizer())?;
+        check_tokenizer(&tokenizer, &bundle)?;
         Ok(Painter {
             schedule: schedule.map_err(|e| Error::file(&path, e.to_string()))?,
-            tokenizer: Tokenizer::open(bundle.tokenizer())?,
+            tokenizer,
             text: TextEncoder::load(&bundle)?,
             unet: Unet::load(&bundle)?,
             controlnet: bundle.controlnet.is_some().then(|| ControlNet::load(&bundle)).transpose()?,
@@ -145,4 +148,18 @@ impl Painter {
     fn latent_shape(&self, width: usize, height: usize) -> [usize; 4] {
         [1, self.bundle.unet.in_channels, height / self.vae.factor(), width / self.vae.factor()]
     }
+}
+
+/// The tokenizer must not speak of words or places that the text encoder does not have.
+fn check_tokenizer(tokenizer: &Tokenizer, bundle: &Bundle) -> Result<()> {
+    let largest = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()].into_iter().max().unwrap_or(0) as usize;
+    let (words, places) = (bundle.text.vocab_size, bundle.text.max_position_embeddings);
+    if largest < words && tokenizer.positions() <= places {
+        return Ok(());
+    }
+    let problem = format!(
+        "tokenizer: token {largest} and {} places do not fit the text encoder's {words} words and {places} places",
+        tokenizer.positions()
+    );
+    Err(Error::Model { folder: bundle.folder().to_path_buf(), problems: vec![problem] })
 }

@@ -43,6 +43,8 @@ fn largest(rows: &[Vec<f32>]) -> f32 {
 }
 
 fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    let widths = |m: &[Vec<f32>]| m.iter().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(widths(a), widths(b));
     a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| {
         assert!(d.is_finite());
         f32::max(max, d)

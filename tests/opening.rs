@@ -155,6 +155,21 @@ fn configurations_of_other_networks_are_refused_key_by_key() {
     }
 
     let (_dir, folder) = tiny();
+    set(&folder.join("unet/config.json"), "attention_heads_dim", 4.into());
+    set(&folder.join("controlnet/config.json"), "attention_head_dim", 4.into());
+    set(&folder.join("controlnet/config.json"), "norm_num_groups", 4.into());
+    set(&folder.join("controlnet/config.json"), "conditioning_embedding_out_channels", serde_json::json!([8, 8]));
+    let error = Bundle::open(&folder).unwrap_err().to_string();
+    for part in [
+        "unet: the key attention_heads_dim = 4 is unknown",
+        "controlnet: attention_head_dim is [4, 4, 4, 4], the UNet's [8, 8, 8, 8]",
+        "controlnet: norm_num_groups is 4, the UNet's 8",
+        "controlnet: a control picture of 3 channels in 2 sizes",
+    ] {
+        assert!(error.contains(part), "no {part:?} in: {error}");
+    }
+
+    let (_dir, folder) = tiny();
     set(&folder.join("model_index.json"), "_class_name", "StableDiffusionXLPipeline".into());
     let error = Bundle::open(&folder).unwrap_err().to_string();
     assert!(error.contains("StableDiffusionXLPipeline") && error.contains("Stable Diffusion 1.x"), "{error}");

@@ -54,13 +54,15 @@ impl PerLevel {
 pub struct UnetConfig {
     /// Latent channels in.
     pub in_channels: usize,
-    /// Latent channels out.
+    /// Latent channels out; a ControlNet's configuration has none.
+    #[serde(default)]
     pub out_channels: usize,
     /// Channels of each level, finest first.
     pub block_out_channels: Vec<usize>,
     /// Classes of the levels on the way down.
     pub down_block_types: Vec<String>,
-    /// Classes of the levels on the way up, coarsest first.
+    /// Classes of the levels on the way up, coarsest first; a ControlNet's configuration has none.
+    #[serde(default)]
     pub up_block_types: Vec<String>,
     /// ResNet blocks a level.
     pub layers_per_block: usize,
@@ -149,20 +151,27 @@ const UNET_ONLY: &[(&str, &str)] = &[
     ("timestep_post_act", "null"),
 ];
 
-/// Lists the keys of `rest` whose value is not the one implemented.
+/// Keys that cannot change what an evaluation computes, whatever their value.
+const INERT: &[&str] = &["addition_embed_type_num_heads", "addition_time_embed_dim", "dropout", "upcast_attention"];
+
+/// Lists the keys of `rest` that nobody knows, and those whose value is not the one implemented. Keys that begin with an
+/// underscore are notes of the library that wrote them.
 fn unsupported(part: &str, rest: &HashMap<String, Value>, only: &[(&str, &str)]) -> Vec<String> {
     let same = |value: &Value, wanted: &str| {
         let wanted: Value = serde_json::from_str(wanted).expect("the table above holds JSON");
         value.is_null() || *value == wanted || (value.is_number() && value.as_f64() == wanted.as_f64())
     };
-    only.iter()
-        .filter_map(|(key, wanted)| match rest.get(*key) {
-            Some(value) if !same(value, wanted) => {
-                Some(format!("{part}: {key} = {value} is not supported, only {wanted}"))
-            }
-            _ => None,
+    let mut problems: Vec<_> = rest
+        .iter()
+        .filter(|(key, _)| !key.starts_with('_') && !INERT.contains(&key.as_str()))
+        .filter_map(|(key, value)| match only.iter().find(|(known, _)| known == key) {
+            Some((_, wanted)) if same(value, wanted) => None,
+            Some((_, wanted)) => Some(format!("{part}: {key} = {value} is not supported, only {wanted}")),
+            None => Some(format!("{part}: the key {key} = {value} is unknown; it may be misspelt")),
         })
-        .collect()
+        .collect();
+    problems.sort();
+    problems
 }
 
 impl UnetConfig {
@@ -181,8 +190,33 @@ impl UnetConfig {
         self.block_out_channels.len()
     }
 
+    /// What decides the way down, which a UNet and its ControlNet share, by key.
+    fn down_path(&self) -> Vec<(&'static str, String)> {
+        let levels = 0..self.levels();
+        let heads: Vec<_> = levels.clone().map(|i| self.heads(i)).collect();
+        let transformers: Vec<_> = levels.map(|i| self.transformer_layers_per_block.at(i)).collect();
+        vec![
+            ("block_out_channels", format!("{:?}", self.block_out_channels)),
+            ("down_block_types", format!("{:?}", self.down_block_types)),
+            ("layers_per_block", self.layers_per_block.to_string()),
+            ("cross_attention_dim", self.cross_attention_dim.to_string()),
+            ("in_channels", self.in_channels.to_string()),
+            ("attention_head_dim", format!("{heads:?}")),
+            ("transformer_layers_per_block", format!("{transformers:?}")),
+            ("norm_num_groups", self.norm_num_groups.to_string()),
+            ("norm_eps", self.norm_eps.to_string()),
+            ("flip_sin_to_cos", self.flip_sin_to_cos.to_string()),
+            ("freq_shift", self.freq_shift.to_string()),
+            ("use_linear_projection", self.use_linear_projection.to_string()),
+        ]
+    }
+
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = unsupported("unet", &self.rest, UNET_ONLY);
+        if self.out_channels != self.in_channels {
+            let (given, taken) = (self.out_channels, self.in_channels);
+            problems.push(format!("unet: out_channels is {given}, must be in_channels, {taken}"));
+        }
         self.check_levels("unet", &["DownBlock2D", "CrossAttnDownBlock2D"], &self.down_block_types, &mut problems);
         self.check_levels("unet", &["UpBlock2D", "CrossAttnUpBlock2D"], &self.up_block_types, &mut problems);
         self.check_channels("unet", &mut problems);
@@ -226,41 +260,32 @@ pub struct ControlNetConfig {
     pub conditioning_channels: usize,
     /// The copy of the UNet's way down.
     #[serde(flatten)]
-    pub down: ControlDown,
+    pub down: UnetConfig,
 }
 
 fn three() -> usize {
     3
 }
 
-/// The part of a ControlNet's configuration that it shares with its UNet.
-#[derive(Debug, Clone, Deserialize)]
-pub struct ControlDown {
-    block_out_channels: Vec<usize>,
-    down_block_types: Vec<String>,
-    layers_per_block: usize,
-    cross_attention_dim: usize,
-    in_channels: usize,
-    #[serde(flatten)]
-    rest: HashMap<String, Value>,
-}
-
 impl ControlNetConfig {
-    pub(super) fn problems(&self, unet: &UnetConfig) -> Vec<String> {
+    pub(super) fn problems(&self, unet: &UnetConfig, vae_factor: usize) -> Vec<String> {
         let mut only = UNET_ONLY.to_vec();
         only.push(("controlnet_conditioning_channel_order", "\"rgb\""));
         only.push(("global_pool_conditions", "false"));
         let mut problems = unsupported("controlnet", &self.down.rest, &only);
-        let same = self.down.block_out_channels == unet.block_out_channels
-            && self.down.down_block_types == unet.down_block_types
-            && self.down.layers_per_block == unet.layers_per_block
-            && self.down.cross_attention_dim == unet.cross_attention_dim
-            && self.down.in_channels == unet.in_channels;
-        if !same {
-            problems.push("controlnet: its levels are not those of the UNet; it belongs to another model".into());
+        for (key, own, wanted) in self.down.down_path().into_iter().zip(unet.down_path()).map(|(a, b)| (a.0, a.1, b.1))
+        {
+            if own != wanted {
+                problems.push(format!("controlnet: {key} is {own}, the UNet's {wanted}; it belongs to another model"));
+            }
         }
-        if self.conditioning_embedding_out_channels.is_empty() {
-            problems.push("controlnet: conditioning_embedding_out_channels is empty".into());
+        let layers = self.conditioning_embedding_out_channels.len();
+        if layers == 0 || 1 << (layers - 1) != vae_factor || self.conditioning_channels != 3 {
+            problems.push(format!(
+                "controlnet: a control picture of {} channels in {layers} sizes does not come down to the latent's, \
+                 1/{vae_factor} of 3 channels",
+                self.conditioning_channels
+            ));
         }
         problems
     }

@@ -62,7 +62,7 @@ impl Bundle {
         problems.extend(self.text.problems());
         problems.extend(self.vae.problems());
         if let Some(controlnet) = &self.controlnet {
-            problems.extend(controlnet.problems(&self.unet));
+            problems.extend(controlnet.problems(&self.unet, self.factor()));
         }
         let (sees, gives) = (self.unet.cross_attention_dim, self.text.hidden_size);
         if sees != gives {

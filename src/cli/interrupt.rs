@@ -6,18 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether the person has asked for an end (Ctrl-C, or the system with SIGTERM or SIGHUP).
+/// Whether the person has asked for an end with Ctrl-C. A plain `kill` ends the program at once, as a power cut would:
+/// what must survive is in the checkpoint.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Listens from now on. Under `nohup` nobody is there to ask, and listening would undo it: the program then ends
-    /// only by itself or at once.
+    /// Listens from now on.
     pub(super) fn listen() -> Result<Self> {
         let interrupt = Interrupt::default();
-        if std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status)) {
-            return Ok(interrupt);
-        }
         let asked = interrupt.0.clone();
         let handler = move || {
             if asked.swap(true, Ordering::SeqCst) {
@@ -38,10 +35,4 @@ impl Interrupt {
     pub(super) fn check(&self) -> Result<()> {
         if self.0.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) }
     }
-}
-
-/// Whether the process was started with SIGHUP, signal 1, ignored: the lowest bit of the mask that Linux shows.
-fn ignores_hangup(status: &str) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }

@@ -122,6 +122,10 @@ pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interr
     interrupt.check()?;
 
     let mut order = arguments.order(prompt, content, &painter, progress)?;
+    if order.content.is_some() && order.control_scale != 0.0 && painter.bundle().controlnet.is_none() {
+        progress.note("this model has no ControlNet; the photograph's edges do not count");
+        order.control_scale = 0.0;
+    }
     order.notes(painter.tokenizer())?.iter().for_each(|note| progress.note(note));
     let base = painter.text_encoder().base()?;
     for (number, seed) in (arguments.seed..=last_seed).enumerate() {
@@ -130,6 +134,9 @@ pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interr
         let canvas = painter.paint(&order, &mut |step| {
             interrupt.check()?;
             let (index, count, timestep) = (step.index, step.count, step.timestep);
+            if step.inverting {
+                return progress.tell(&Event::Inverting { index, count, timestep, seed });
+            }
             progress.tell(&Event::Step { index, count, timestep, seed })?;
             match arguments.preview_every {
                 Some(every) if (index + 1) % every as usize == 0 && index + 1 < count => {

@@ -25,6 +25,8 @@ pub(super) enum Mode {
 pub(super) enum Event {
     /// A denoising step was taken; `index` counts from 0.
     Step { index: usize, count: usize, timestep: f64, seed: u64 },
+    /// A step of the inversion of the content was taken (`--invert ddim`).
+    Inverting { index: usize, count: usize, timestep: f64, seed: u64 },
     /// A learning step was taken; `seconds` since this run began.
     Learning { step: usize, steps: usize, loss: f32, smoothed: f32, seconds: f64 },
     /// A preview was written.
@@ -48,6 +50,7 @@ impl Event {
     fn position(&self) -> Option<(usize, usize, String)> {
         match self {
             Event::Step { index, count, seed, .. } => Some((index + 1, *count, format!("seed {seed}"))),
+            Event::Inverting { index, count, .. } => Some((index + 1, *count, "inverting the content".into())),
             Event::Learning { step, steps, loss, smoothed, .. } => {
                 Some((*step, *steps, format!("loss {loss:.4}, smoothed {smoothed:.4}")))
             }
@@ -63,7 +66,7 @@ impl Event {
                 format!("validation loss {before:.4} with the initial word, {after:.4} with the style")
             }
             Event::Finished { file } => format!("wrote {file}"),
-            Event::Step { .. } | Event::Learning { .. } => String::new(),
+            Event::Step { .. } | Event::Inverting { .. } | Event::Learning { .. } => String::new(),
         }
     }
 }

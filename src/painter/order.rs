@@ -7,6 +7,13 @@ use crate::sampler::{Guidance, Sampler};
 use crate::style::Style;
 use crate::{Error, Result};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// In hexadecimal.
+fn sha256(bytes: impl Iterator<Item = u8>) -> String {
+    let digest = Sha256::digest(bytes.collect::<Vec<_>>());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// How a content picture becomes the latent that painting starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +137,7 @@ impl Order {
         Ok(notes)
     }
 
-    /// Everything needed to paint it again, for the picture's metadata.
+    /// How it is painted, for the picture's metadata; the content and the styles' vectors by their checksums.
     ///
     /// # Errors
     /// As [`Order::prompt_text`].
@@ -141,6 +148,7 @@ impl Order {
             .map(|style| match style {
                 StyleChoice::Learned(s) => json!({
                     "token": s.token, "stages": s.stages(), "base": s.base, "mix": s.mix, "steps": s.steps,
+                    "sha256": sha256(s.vectors.iter().flatten().flat_map(|v| v.to_le_bytes())),
                 }),
                 StyleChoice::Word(word) => json!({ "word": word }),
             })
@@ -149,7 +157,9 @@ impl Order {
             "prompt": self.prompt_text()?,
             "negative": self.negative,
             "styles": styles,
-            "content": self.content.is_some(),
+            "content": self.content.as_ref().map(|frame| json!({
+                "width": frame.width(), "height": frame.height(), "sha256": sha256(frame.rgb().iter().copied()),
+            })),
             "size": [self.size.0, self.size.1],
             "steps": self.steps,
             "strength": self.strength()?,

@@ -155,6 +155,16 @@ impl Template {
         Template::literal(&tidied(&text))
     }
 
+    /// The prompt as it was written: [`Template::parse`] of it gives the same template.
+    pub fn source(&self) -> String {
+        let part = |part: &Part| match part {
+            Part::Text(text) => text.replace('{', "{{").replace('}', "}}"),
+            Part::Style(name) => format!("{{{name}}}"),
+            Part::AllStyles => "{}".to_owned(),
+        };
+        self.parts.iter().map(part).collect()
+    }
+
     /// The prompt as text, styles by their names.
     ///
     /// # Errors
@@ -295,6 +305,14 @@ mod tests {
 
     fn text(prompt: &str, names: &[&str]) -> String {
         Template::parse(prompt).unwrap().text(&styles(names)).unwrap()
+    }
+
+    #[test]
+    fn the_source_of_a_template_gives_it_again() {
+        for text in ["a boat, in the style of {}", "{sky} over {{braces}} and {}", "}}{{", ""] {
+            let template = Template::parse(text).unwrap();
+            assert_eq!((template.source().as_str(), Template::parse(&template.source()).unwrap()), (text, template));
+        }
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub fn invert(denoiser: &mut dyn Denoiser, plan: &Plan, x0: &Tensor, on_step: &m
         let x0 = weighted_sum(&[(1.0 / below.alpha, &x), (-below.sigma / below.alpha, &eps)])?;
         x = weighted_sum(&[(above.alpha, &x0), (above.sigma, &eps)])?;
         super::check_finite(&x, timestep)?;
-        on_step(StepReport { index, count, timestep, latent: &x, denoised: &denoised })?;
+        on_step(StepReport { index, count, inverting: true, timestep, latent: &x, denoised: &denoised })?;
     }
     Ok(x)
 }

@@ -89,6 +89,8 @@ pub struct StepReport<'a> {
     pub index: usize,
     /// Number of steps in the run.
     pub count: usize,
+    /// Whether the run goes from the picture up to noise ([`ddim::invert`]) instead of down.
+    pub inverting: bool,
     /// The timestep the network was given.
     pub timestep: f64,
     /// The latent after the step `[B, 4, h, w]`.
@@ -130,7 +132,14 @@ pub fn sample(
         let denoised = denoiser.denoise(&x, step.timestep)?;
         x = solver.step(step, &x, &denoised, noise)?;
         check_finite(&x, step.timestep)?;
-        on_step(StepReport { index, count, timestep: step.timestep, latent: &x, denoised: &denoised })?;
+        on_step(StepReport {
+            index,
+            count,
+            inverting: false,
+            timestep: step.timestep,
+            latent: &x,
+            denoised: &denoised,
+        })?;
     }
     Ok(x)
 }

@@ -1,5 +1,6 @@
 //! The loss log: a CSV row for each stage that a step visited.
 
+use crate::bundle::write::write_atomically;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -16,13 +17,14 @@ impl LossLog {
     /// Opens the log to go on after `step`; rows of later steps (written after the checkpoint that is resumed) go.
     pub(super) fn open(path: &Path, step: usize) -> Result<Self> {
         let kept = if step > 0 { rows_up_to(path, step) } else { vec![] };
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(path).map_err(Error::io(path))?;
-        let mut log = LossLog { path: path.to_path_buf(), writer: csv::Writer::from_writer(file) };
-        log.row(&HEADER.map(String::from))?;
-        for row in kept {
-            log.row(&row)?;
-        }
-        Ok(log)
+        write_atomically(path, |file| {
+            let mut writer = csv::Writer::from_writer(file);
+            writer.write_record(HEADER)?;
+            kept.iter().try_for_each(|row| writer.write_record(row))?;
+            writer.flush()
+        })?;
+        let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path))?;
+        Ok(LossLog { path: path.to_path_buf(), writer: csv::Writer::from_writer(file) })
     }
 
     /// One row for each stage among `stages`, with the mean of its samples' losses.

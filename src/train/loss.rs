@@ -23,8 +23,9 @@ impl Prompts {
         let style = [PromptStyle::Learned(lesson.token.clone())];
         let tokens = |study: &super::Study| {
             let tokens = study.context.tokens(painter.tokenizer(), &style)?;
-            if tokens.styles.is_empty() {
-                let what = "a context is longer than the text encoder's 77 tokens and loses its {}; shorten it";
+            if !tokens.dropped_styles.is_empty() {
+                let what =
+                    "a context is longer than the text encoder's 77 tokens and loses a place for the style; shorten it";
                 return Err(crate::Error::Usage(what.into()));
             }
             Ok(tokens)

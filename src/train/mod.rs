@@ -59,19 +59,15 @@ pub struct Lesson {
 #[derive(Debug, Clone)]
 pub struct Files {
     /// Vectors, optimiser moments, random state and step; written every [`CHECKPOINT_EVERY`] steps, on interruption and at
-    /// the end. One that is there when a lesson starts afresh is kept under the same name with `.old` appended, as is
-    /// its log.
+    /// the end. One that is there when a lesson starts afresh is kept under the same name with `.old` appended.
     pub checkpoint: PathBuf,
-    /// The losses as CSV.
+    /// The losses as CSV; kept like the checkpoint.
     pub log: PathBuf,
 }
 
 impl Files {
     /// An unfinished lesson is not overwritten by one that starts afresh: `.old` is appended to the names of its files.
     fn set_aside(&self) -> Result<()> {
-        if !self.checkpoint.is_file() {
-            return Ok(());
-        }
         for file in [&self.log, &self.checkpoint].into_iter().filter(|file| file.is_file()) {
             let mut old = file.clone().into_os_string();
             old.push(".old");
@@ -136,6 +132,12 @@ pub fn learn(
             Progress::new(&start, lesson)?
         }
     };
+    if now.step > lesson.steps {
+        let (done, wanted) = (now.step, lesson.steps);
+        return Err(Error::Usage(format!(
+            "the checkpoint is at step {done} already; resume with more than {wanted} steps"
+        )));
+    }
     let mut log = LossLog::open(&files.log, now.step)?;
     let mut rng = TorchRng::from_state(&now.rng)?;
     let began = Instant::now();
@@ -149,10 +151,11 @@ pub fn learn(
             let what = if loss.is_finite() { "the gradient of the loss" } else { "the loss" };
             return Err(exploded(what, now.step + 1, files));
         }
-        // Only this tells that the last step's vectors are any good.
-        if now.step > step_before && now.step % CHECKPOINT_EVERY == 0 {
+        // Only this tells that the last step's vectors are any good, so this is the state that may be kept.
+        let good = now.clone();
+        if good.step > step_before && good.step % CHECKPOINT_EVERY == 0 {
             log.flush()?;
-            now.save(&files.checkpoint, &fingerprint)?;
+            good.save(&files.checkpoint, &fingerprint)?;
         }
         now.optimiser.step(&mut now.vectors, &gradient, lesson.lr);
         now.step += 1;
@@ -161,22 +164,21 @@ pub fn learn(
         let stages: Vec<_> = batch.timesteps.iter().map(|&t| stage_of(t, lesson.stages)).collect();
         let smoothed = now.smooth(&stages, &losses);
         log.write(now.step, &stages, &losses, &now.smoothed, now.seconds)?;
-        let style = lesson.style(&base, &now.vectors, now.step)?;
+        let style = lesson.style(&base, &now.vectors, now.step);
         let told = listener(Step { step: now.step, steps: lesson.steps, loss, smoothed, style: &style });
-        if told.is_err() {
+        if told.is_err() || now.step == lesson.steps {
             log.flush()?;
-            now.save(&files.checkpoint, &fingerprint)?;
+            good.save(&files.checkpoint, &fingerprint)?;
         }
         told?;
     }
-    log.flush()?;
-    let loss_before = validation(painter, &prompts, &studies, &vec![start; lesson.stages])?;
     let loss_after = validation(painter, &prompts, &studies, &tensors(&now.vectors)?)?;
     if !loss_after.is_finite() {
         return Err(exploded("the validation loss", now.step, files));
     }
     now.save(&files.checkpoint, &fingerprint)?;
-    Ok(Learned { style: lesson.style(&base, &now.vectors, now.step)?, loss_before, loss_after })
+    let loss_before = validation(painter, &prompts, &studies, &vec![start; lesson.stages])?;
+    Ok(Learned { style: lesson.style(&base, &now.vectors, now.step), loss_before, loss_after })
 }
 
 /// A loss that is not finite at `step`, and how to go on.
@@ -238,18 +240,17 @@ impl Lesson {
         Err(Error::Usage(fault.into()))
     }
 
-    fn style(&self, base: &str, vectors: &[Vec<f32>], steps: usize) -> Result<Style> {
-        let context = |s: &Study| s.context.text(&[crate::prompt::PromptStyle::Word("{}".into())]);
-        Ok(Style {
+    fn style(&self, base: &str, vectors: &[Vec<f32>], steps: usize) -> Style {
+        Style {
             token: self.token.clone(),
             vectors: vectors.to_vec(),
             base: base.to_owned(),
-            context: self.studies.iter().map(context).collect::<Result<_>>()?,
+            context: self.studies.iter().map(|study| study.context.source()).collect(),
             steps: Some(steps as u64),
             seed: Some(self.seed),
             license: self.license.clone(),
             init: self.init.clone(),
             mix: None,
-        })
+        }
     }
 }

@@ -92,23 +92,6 @@ fn a_run_that_was_killed_resumes_from_its_checkpoint_to_the_same_bytes() {
     assert_eq!(studio.read("mine.safetensors"), uninterrupted());
 }
 
-/// Under `nohup` the terminal may go.
-#[cfg(target_os = "linux")]
-#[test]
-fn a_run_that_was_told_to_ignore_a_hangup_does() {
-    let studio = Studio::new();
-    let learn = with(&LEARN, &["--steps", "20", "--out", "mine.safetensors"]);
-    let ignoring = ["-c", "trap '' HUP; exec \"$0\" \"$@\"", PROGRAM];
-    let mut run = Watched::start(studio.command("sh", &with(&ignoring, &learn)));
-    run.wait_for("\"step\":1,");
-    run.signal("-HUP");
-    assert_eq!(run.end().code, Some(0));
-    let mut run = Watched::start(studio.command(PROGRAM, &with(&LEARN, &OUT)));
-    run.wait_for("\"step\":1,");
-    run.signal("-HUP");
-    assert_eq!(run.end().code, Some(130));
-}
-
 #[test]
 fn a_loss_that_explodes_ends_learning_and_the_last_good_checkpoint_stays() {
     let studio = Studio::new();

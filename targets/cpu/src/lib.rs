@@ -49,11 +49,13 @@ fn feature_map(layout: &Layout) -> Result<(usize, usize, usize)> {
 /// other work burns a third of the processor; our kernels share rayon's pool, which sleeps. A value that the user set
 /// stays.
 ///
-/// Call it first thing in `main`, before any thread is started and before the first tensor is made.
+/// Call it first thing in `main`: it does nothing once a second thread runs, nor where the system does not tell (it is
+/// only faster, never different).
 pub fn leave_candles_pool_asleep() {
     const THREADS: &str = "CANDLE_NUM_THREADS";
-    if std::env::var_os(THREADS).is_none() {
-        // SAFETY: the caller has started no other thread yet, so nobody reads the environment at the same time.
+    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    if alone && std::env::var_os(THREADS).is_none() {
+        // SAFETY: this is the only thread, so nobody reads the environment at the same time.
         unsafe { std::env::set_var(THREADS, "1") };
     }
 }

@@ -8,10 +8,10 @@ PLEINAIR := $(TARGET)/release/pleinair
 OUT ?= painted
 # your own: make demo PHOTO=me.jpg STYLE=painting.jpg CONTEXT="A painting of a garden, in the style of {}"
 SAMPLES := models/atelier/samples
-PHOTO ?= $(SAMPLES)/content/mountain2.jpg
-STYLE ?= $(SAMPLES)/style/render_stained_glass_sea3.png
-CONTEXT ?= A painting of the sea, in the style of {}
-FIRST ?= stained-glass
+PHOTO ?= $(SAMPLES)/content/canyon9.jpg
+STYLE ?= $(SAMPLES)/style/render_vangogh_sea3.png
+CONTEXT ?= a painting of the sea, in the style of {}
+FIRST ?= hiroshige
 STEPS ?= 150
 
 help: ## print this list

@@ -144,6 +144,60 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_branch_of_the_guidance_gets_its_prompt() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
+        let painter = Painter::open(&folder).unwrap();
+        let order = Order { negative: "blurry".into(), ..order(&painter, 1.0, 3.0) };
+        let guided = Guided::new(&painter, &order, None).unwrap();
+        let style = order.prompt_styles();
+        let tokens = |text: &str| Template::parse(text).unwrap().tokens(&painter.tokenizer, &style).unwrap();
+        let branches: Vec<_> = order.guidance.terms().into_iter().map(|(branch, _)| branch).collect();
+        assert_eq!(branches, [Branch::Negative, Branch::Full, Branch::ContextOnly, Branch::StyleOnly]);
+        let wanted = [
+            tokens("blurry"),
+            tokens("a painting of a boat, in the style of {}"),
+            tokens("a painting of a boat"),
+            tokens("A painting in the style of {}"),
+        ];
+        assert_eq!(guided.prompts, wanted);
+    }
+
+    #[test]
+    fn a_step_of_four_branches_is_equation_11() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
+        let painter = Painter::open(&folder).unwrap();
+        let (ls, lc, ln, t) = (1.0, 3.0, 5.0, 481.0);
+        let whole = order(&painter, ls, lc);
+        let x = crate::sampler::TorchRng::new(5).randn((1, 4, 8, 8)).unwrap();
+        // one evaluation for each prompt alone: scales 0, 0 and 1 leave the full prompt by itself
+        let alone = |prompt: &str| {
+            let guidance = Guidance { style: 0.0, content: 0.0, prompt: 1.0, ..whole.guidance };
+            let order = Order { prompt: Template::parse(prompt).unwrap(), guidance, ..whole.clone() };
+            Guided::new(&painter, &order, None).unwrap().denoise(&x, t).unwrap()
+        };
+        let (e0, ev) = (alone(""), alone("a painting of a boat, in the style of {}"));
+        let (ec, es) = (alone("a painting of a boat"), alone("A painting in the style of {}"));
+        let scaled = |a: &Tensor, b: &Tensor, scale: f64| ((a - b).unwrap() * scale).unwrap();
+        let mut wanted = e0.clone();
+        for term in [
+            scaled(&ev, &ec, ls),
+            scaled(&ec, &e0, lc),
+            scaled(&es, &e0, ls),
+            scaled(&ev, &es, lc),
+            scaled(&ev, &e0, ln),
+        ] {
+            wanted = (wanted + term).unwrap();
+        }
+        let got = Guided::new(&painter, &whole, None).unwrap().denoise(&x, t).unwrap();
+        let off = (got - &wanted).unwrap().abs().unwrap().max_all().unwrap().to_vec0::<f32>().unwrap();
+        let size = wanted.abs().unwrap().max_all().unwrap().to_vec0::<f32>().unwrap();
+        let moved = (wanted - ev).unwrap().abs().unwrap().max_all().unwrap().to_vec0::<f32>().unwrap();
+        // five differences of rounded predictions, scales summing to 17
+        assert!(off <= 17.0 * 8.0 * f32::EPSILON * size, "{off:.2e} of {size:.2e}");
+        assert!(moved > 0.05 * size, "the guidance must show");
+    }
+
     /// Branches evaluated in a step, and passes of the text encoder in a whole painting.
     fn work(style: f64, content: f64) -> (usize, usize) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");

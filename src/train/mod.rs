@@ -166,7 +166,7 @@ pub fn learn(
         log.write(now.step, &stages, &losses, &now.smoothed, now.seconds)?;
         let style = lesson.style(&base, &now.vectors, now.step);
         let told = listener(Step { step: now.step, steps: lesson.steps, loss, smoothed, style: &style });
-        if told.is_err() || now.step == lesson.steps {
+        if told.is_err() || (now.step == lesson.steps && good.step > step_before) {
             log.flush()?;
             good.save(&files.checkpoint, &fingerprint)?;
         }

@@ -70,7 +70,8 @@ fn ctrl_c_keeps_what_was_learned_and_resuming_gives_the_same_bytes() {
     assert!(last >= 7 && steps == (1..=last).collect::<Vec<_>>(), "{steps:?}");
 
     let run = studio.done(&with(&with(&LEARN, &OUT), &["--resume"]));
-    assert_eq!(run.events()[0]["step"], last + 1);
+    // Nothing has proved the last step's vectors good yet, so it is taken again.
+    assert_eq!(run.events()[0]["step"], last);
     assert_eq!(studio.names(), ["mine.loss.csv", "mine.safetensors"]);
     assert_eq!(logged(&studio), (1..=48).collect::<Vec<_>>());
     assert_eq!(studio.read("mine.safetensors"), uninterrupted());
@@ -102,7 +103,7 @@ fn a_loss_that_explodes_ends_learning_and_the_last_good_checkpoint_stays() {
     // Even when the last step was the bad one.
     let run = studio.run(&with(&LEARN, &["--steps", "1", "--lr", "3e38", "--out", "mine.safetensors"]));
     run.failed(1, &["validation loss is not a finite number"]);
-    assert_eq!(studio.names(), ["mine.loss.csv"]);
+    assert_eq!(studio.names(), ["mine.loss.csv", "mine.loss.csv.old"]);
 
     // After one, of which a copy tells whether it stayed as it was.
     let mut run = Watched::start(studio.command(PROGRAM, &with(&LEARN, &OUT)));
@@ -113,6 +114,13 @@ fn a_loss_that_explodes_ends_learning_and_the_last_good_checkpoint_stays() {
     let run = studio.run(&with(&with(&LEARN, &OUT), &["--resume", "--lr", "1e30"]));
     run.failed(1, &["loss is not a finite number", CHECKPOINT, "--resume and a lower --lr"]);
     assert_eq!(studio.read(CHECKPOINT), checkpoint);
+    // Nor does a preview that cannot be painted, with vectors that are finite but useless, take its place.
+    let previewed = ["--resume", "--lr", "1e30", "--preview-every", "1"];
+    assert_eq!(studio.run(&with(&with(&LEARN, &OUT), &previewed)).code, Some(1));
+    assert_eq!(studio.read(CHECKPOINT), checkpoint);
+    // Nor can a lesson end before where it is.
+    let shorter = with(&LEARN, &["--steps", "10", "--out", "mine.safetensors", "--resume"]);
+    studio.refuses(&shorter, 2, &["is at step 25 already"]);
     studio.done(&with(&with(&LEARN, &OUT), &["--resume"]));
     assert_eq!(studio.read("mine.safetensors"), uninterrupted());
 }

@@ -50,7 +50,8 @@ fn a_photograph_is_painted_in_words_and_in_a_learned_style() {
     let (parameters, recipe) = texts(studio.read("a.png"));
     assert!(parameters.starts_with("A painting in the style of engraving\n"), "{parameters}");
     assert!(parameters.contains("Sampler: unipc") && parameters.ends_with("Denoising strength: 0.8"), "{parameters}");
-    assert_eq!((&recipe["content"], &recipe["control_scale"]), (&true.into(), &0.8.into()));
+    assert_eq!((&recipe["content"]["width"], &recipe["control_scale"]), (&720.into(), &0.8.into()));
+    assert_eq!(recipe["content"]["sha256"].as_str().unwrap().len(), 64);
 
     let style = learned().to_str().unwrap();
     let more = ["--prompt", "a mountain", "--style", style, "--invert", "ddim", "--style-strength", "1"];

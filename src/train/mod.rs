@@ -80,8 +80,8 @@ impl Files {
 /// Steps between two checkpoints.
 pub const CHECKPOINT_EVERY: usize = 25;
 
-/// Told after every step; an error from the listener (such as [`Error::Interrupted`]) writes a checkpoint and ends the
-/// lesson.
+/// Told after every step; an error from the listener (such as [`Error::Interrupted`]) ends the lesson and, unless it is
+/// [`Error::NotFinite`], writes a checkpoint.
 #[derive(Debug)]
 pub struct Step<'a> {
     /// Steps done.
@@ -166,7 +166,9 @@ pub fn learn(
         log.write(now.step, &stages, &losses, &now.smoothed, now.seconds)?;
         let style = lesson.style(&base, &now.vectors, now.step);
         let told = listener(Step { step: now.step, steps: lesson.steps, loss, smoothed, style: &style });
-        if told.is_err() || (now.step == lesson.steps && good.step > step_before) {
+        // vectors that cannot even be painted with are not worth keeping
+        let stopped = matches!(&told, Err(error) if !matches!(error, Error::NotFinite { .. }));
+        if stopped || (told.is_ok() && now.step == lesson.steps && good.step > step_before) {
             log.flush()?;
             good.save(&files.checkpoint, &fingerprint)?;
         }

@@ -88,14 +88,14 @@ def painting_crops(pack, row, rng):
         yield square, square, record
 
 
-def rendered_crops(pack, photos, name, number, m, crops, rng):
+def rendered_crops(pack, photos, name, label, m, crops, rng):
     """One manner of one renderer on several photographs, two crops each."""
     for i in range(crops):
         if i % 2 == 0:
             row = photos[rng.integers(len(photos))]
             picture = read(pack, row)
         square = crop(picture, rng)
-        record = dict(kind="render", what=thing(row), style=" ".join([*m.words(), name]), group=f"{name} {number}")
+        record = dict(kind="render", what=thing(row), style=" ".join([*m.words(), name]), group=f"{name} {label}")
         yield paint(name, square, m), square, record
 
 
@@ -126,7 +126,7 @@ def main():
     rng = np.random.default_rng(11)
     for name in RENDERERS:
         manners, crops, standard = SLOW if name in BY_STROKES else FAST
-        jobs += [(rendered_crops, (pack, photos, name, 0, Manner(), standard))]
+        jobs += [(rendered_crops, (pack, photos, name, "standard", Manner(), standard))]
         jobs += [(rendered_crops, (pack, photos, name, 1 + i, manner(rng), crops)) for i in range(manners)]
     jobs = [(function, arguments, seed) for seed, (function, arguments) in enumerate(jobs)]
     pictures, originals, records = [], [], []

@@ -272,19 +272,24 @@ def pixel_art(picture, m):
                       interpolation=cv2.INTER_NEAREST)
 
 
-def poster(picture, m):
-    """The picture's clusters in order of lightness, printed in a palette from ink to paper by way of random colours."""
-    rng, k = np.random.default_rng(m.seed), 3 + m.colours // 3
-    smooth = kuwahara(picture, max(2, round(3 * m.size)))
-    labels, centres = clusters(smooth, k, m.seed)
-    rank = np.argsort(np.argsort(centres[:, 0]))
-    middle = rng.uniform(0, 360) + rng.uniform(20, 140) * np.arange(k)
-    hsv = np.stack([middle % 360, rng.uniform(0.3, 0.9, k), np.linspace(0.2, 1, k)], 1).astype(np.float32)
+def poster_palette(k, m):
+    """k colours from ink to paper by way of random ones; the standard manner has fixed ones."""
+    if m == Manner():
+        return np.array([[20, 30, 60], [180, 40, 50], [230, 110, 60], [245, 190, 110], [250, 235, 200]])[:k] / 255
+    rng = np.random.default_rng(m.seed)
+    hues = rng.uniform(0, 360) + rng.uniform(20, 140) * np.arange(k)
+    hsv = np.stack([hues % 360, rng.uniform(0.3, 0.9, k), np.linspace(0.2, 1, k)], 1).astype(np.float32)
     palette = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
     palette[0], palette[-1] = m.ink, m.paper
-    if luma(palette[0]) > luma(palette[-1]):
-        palette = palette[::-1]
-    return to_bytes(palette[rank[labels]])
+    return palette if luma(palette[0]) <= luma(palette[-1]) else palette[::-1]
+
+
+def poster(picture, m):
+    """The picture's clusters in order of lightness, printed in a few colours."""
+    k = 3 + m.colours // 4
+    labels, centres = clusters(kuwahara(picture, max(2, round(3 * m.size))), k, m.seed)
+    rank = np.argsort(np.argsort(centres[:, 0]))
+    return to_bytes(poster_palette(k, m)[rank[labels]])
 
 
 def gouache(picture, m):

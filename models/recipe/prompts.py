@@ -16,6 +16,7 @@ from training import DEVICE
 SHARING = 3  # crops of a batch that share one prompt: the text encoder is a third of the cost otherwise
 PLACE = "painting"  # the word whose place a style code takes ("... in the style of painting")
 KINDS = {"photo": 0.12, "painting": 0.32, "render": 0.56}
+STANDARD = 8.0  # the standard manner of a renderer is drawn so much more often: a bare style word should mean it
 EMPTY, STYLE_ONLY, TONES, CODE = 0.10, 0.12, 0.22, 0.30  # shares of the prompts; the rest are full captions
 
 
@@ -37,6 +38,7 @@ class Prompts:
         self.shares = {}
         for kind, g in self.groups.items():
             share = np.array([len(v) for v in g.values()], np.float64) ** 0.75
+            share *= [STANDARD if name.endswith(" standard") else 1 for name in g]
             self.shares[kind] = share / share.sum()
 
     def ids(self, prompt):

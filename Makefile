@@ -8,21 +8,23 @@ PLEINAIR := $(TARGET)/release/pleinair
 OUT ?= painted
 # your own: make demo PHOTO=me.jpg STYLE=painting.jpg CONTEXT="A painting of a garden, in the style of {}"
 SAMPLES := models/atelier/samples
-PHOTO ?= $(SAMPLES)/content/canyon9.jpg
-STYLE ?= $(SAMPLES)/style/render_vangogh_sea3.png
-CONTEXT ?= a painting of the sea, in the style of {}
+PHOTO ?= $(SAMPLES)/content/fields0.jpg
+STYLE ?= $(SAMPLES)/style/gcd_board3.jpg
+CONTEXT ?= a painting of a church under a dark sky, in the style of {}
 FIRST ?= hiroshige
 STEPS ?= 150
+# the default model is small: gentle guidance and strength keep the photograph in sight
+PAINT ?= --guidance 2 --strength 0.6
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: build ## paint a photograph, learn a style from a picture, paint the photograph in it; one contact sheet
 	@mkdir -p $(OUT)
-	$(PLEINAIR) paint --content "$(PHOTO)" --style $(FIRST) --out $(OUT)/first.png
+	$(PLEINAIR) paint --content "$(PHOTO)" --style $(FIRST) $(PAINT) --out $(OUT)/first.png
 	$(PLEINAIR) learn --image "$(STYLE)" --context "$(CONTEXT)" --steps $(STEPS) --lr 0.01 --out $(OUT)/learned.safetensors
-	$(PLEINAIR) paint --content "$(PHOTO)" --style $(OUT)/learned.safetensors --out $(OUT)/learned.png
-	$(PLEINAIR) sheet --cell "photograph=$(PHOTO)" --cell "in a style that ships=$(OUT)/first.png" \
+	$(PLEINAIR) paint --content "$(PHOTO)" --style $(OUT)/learned.safetensors $(PAINT) --out $(OUT)/learned.png
+	$(PLEINAIR) sheet --cell "photograph=$(PHOTO)" --cell "in the style $(FIRST)=$(OUT)/first.png" \
 		--cell "style picture=$(STYLE)" --cell "in the style just learned=$(OUT)/learned.png" --columns 2 --out $(OUT)/demo.png
 	@echo "The contact sheet is $(OUT)/demo.png"
 

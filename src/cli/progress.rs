@@ -63,7 +63,7 @@ impl Event {
         match self {
             Event::Preview { file } => format!("preview {file}"),
             Event::Validation { before, after } => {
-                format!("validation loss {before:.4} with the initial word, {after:.4} with the style")
+                format!("validation loss {before:.5} with the initial word, {after:.5} with the style")
             }
             Event::Finished { file } => format!("wrote {file}"),
             Event::Step { .. } | Event::Inverting { .. } | Event::Learning { .. } => String::new(),

@@ -12,9 +12,9 @@ PHOTO ?= $(SAMPLES)/content/fields0.jpg
 STYLE ?= $(SAMPLES)/style/gcd_board3.jpg
 CONTEXT ?= a painting of a church under a dark sky, in the style of {}
 FIRST ?= hiroshige
-STEPS ?= 150
+STEPS ?= 200
 # the default model is small: gentle guidance and strength keep the photograph in sight
-PAINT ?= --guidance 2 --strength 0.6
+PAINT ?= --guidance 2 --strength 0.6 --size 256
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14

@@ -66,9 +66,10 @@ pub(super) struct Arguments {
     /// How much the photograph's edges count; 0 leaves the ControlNet out
     #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
     control_scale: f64,
-    /// Width and height in pixels, such as 256x192 [default: the model's own, in the photograph's shape]
+    /// Width and height in pixels, such as 256x192, or the longer side alone [default: the model's own area]; what is not
+    /// given follows the photograph's shape
     #[arg(long, value_name = "WxH", value_parser = size)]
-    size: Option<(usize, usize)>,
+    size: Option<Size>,
     /// Seed of the noise: the same inputs and seed give the same picture
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -101,14 +102,30 @@ fn sampler() -> impl TypedValueParser<Value = Sampler> {
     PossibleValuesParser::new(Sampler::ALL.map(Sampler::name)).try_map(|name| name.parse::<Sampler>())
 }
 
-fn size(text: &str) -> Result<(usize, usize), String> {
-    let sides = text.split_once(['x', 'X']);
-    let sides = sides.and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
-    let (width, height): (usize, usize) = sides.ok_or("write it as WIDTHxHEIGHT, such as 256x192")?;
+/// The size of a picture in pixels.
+#[derive(Debug, Clone, Copy)]
+enum Size {
+    /// Width and height.
+    Sides(usize, usize),
+    /// The longer side.
+    Longer(usize),
+}
+
+fn size(text: &str) -> Result<Size, String> {
+    let number = |side: &str| side.parse::<usize>().ok();
+    let size = match text.split_once(['x', 'X']) {
+        Some((width, height)) => number(width).zip(number(height)).map(|(w, h)| Size::Sides(w, h)),
+        None => number(text).map(Size::Longer),
+    };
+    let size = size.ok_or("write it as WIDTHxHEIGHT, such as 256x192, or as the longer side, such as 256")?;
+    let (width, height) = match size {
+        Size::Sides(width, height) => (width, height),
+        Size::Longer(side) => (side, side),
+    };
     if width == 0 || height == 0 || width.checked_mul(height).is_none_or(|area| area > LARGEST) {
         return Err(format!("both sides must be above 0 and their product at most {LARGEST} pixels"));
     }
-    Ok((width, height))
+    Ok(size)
 }
 
 pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) -> Result<()> {
@@ -199,11 +216,14 @@ impl Arguments {
     }
 
     fn pixels(&self, bundle: &Bundle, content: Option<&Frame>, progress: &Progress) -> (usize, usize) {
-        let Some((width, height)) = self.size else {
-            return content.map_or_else(
-                || bundle.native_size_like(1, 1),
-                |frame| bundle.native_size_like(frame.width(), frame.height()),
-            );
+        let (w, h) = content.map_or((1, 1), |frame| (frame.width(), frame.height()));
+        let (width, height) = match self.size {
+            None => return bundle.native_size_like(w, h),
+            Some(Size::Longer(side)) => {
+                let scale = side as f64 / w.max(h) as f64;
+                return bundle.nearest_size(w as f64 * scale, h as f64 * scale);
+            }
+            Some(Size::Sides(width, height)) => (width, height),
         };
         let nearest = bundle.nearest_size(width as f64, height as f64);
         if nearest != (width, height) {

@@ -96,6 +96,18 @@ fn a_size_that_does_not_divide_is_rounded_and_said() {
 }
 
 #[test]
+fn the_longer_side_alone_keeps_the_photographs_shape() {
+    let studio = Studio::new();
+    let base = ["paint", "--bundle", TINY, "--content", PHOTO, "--style", "oil", "--steps", "2"];
+    studio.done(&with(&base, &["--size", "128", "--out", "a.png"]));
+    let frame = Frame::open(studio.path("a.png")).unwrap();
+    // the photograph is 720x360
+    assert_eq!((frame.width(), frame.height()), (128, 64));
+    studio.refuses(&with(&base, &["--size", "0", "--out", "b.png"]), 2, &["above 0"]);
+    studio.refuses(&with(&base, &["--size", "wide", "--out", "b.png"]), 2, &["longer side"]);
+}
+
+#[test]
 fn prompts_that_are_too_long_are_cut_and_it_is_said() {
     let studio = Studio::new();
     let prompt = "boat ".repeat(100) + "in the style of {}";

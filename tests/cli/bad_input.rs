@@ -162,7 +162,7 @@ fn options_and_words_that_do_not_exist() {
         (&["--invert", "sideways"], &["noise, ddim"]),
         (&["--device", "cuda"], &["no CUDA", "--device cpu"]),
         (&["--device", "metal"], &["no Metal"]),
-        (&["--size", "64"], &["WIDTHxHEIGHT"]),
+        (&["--size", "64x"], &["WIDTHxHEIGHT"]),
         (&["--size", "0x64"], &["above 0"]),
         (&["--size", "9999999x9999999"], &["at most"]),
         (&["--steps", "0"], &["give 1 to 1000"]),

@@ -229,9 +229,4 @@ impl Names<'_> {
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
         self.weights.get(&self.pp(name).path, &shape.into())
     }
-
-    /// Whether the tensor `name` exists here.
-    pub fn contains(&self, name: &str) -> bool {
-        self.weights.contains(&self.pp(name).path)
-    }
 }

@@ -81,11 +81,6 @@ impl Plan {
         self.steps.iter().map(|step| step.timestep).collect()
     }
 
-    /// The solver it is for.
-    pub fn sampler(&self) -> Sampler {
-        self.sampler
-    }
-
     /// What the network predicts.
     pub fn prediction_type(&self) -> PredictionType {
         self.prediction_type

@@ -8,8 +8,9 @@ use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use tract_core::prelude::*;
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
-use tract_onnx::prelude::*;
+use tract_onnx::prelude::{Framework, InferenceModel, InferenceModelExt};
 
 /// Encoder and decoder; a plan is optimised once for each size and kept.
 pub struct Vae {
@@ -158,7 +159,7 @@ impl Side {
         let failed = |e: TractError| Error::Side(format!("{}: {e:#}", self.path.display()));
         let plan = self.plan(input.dims())?;
         let values = input.flatten_all()?.to_vec1::<f32>()?;
-        let input = tract_onnx::prelude::Tensor::from_shape(input.dims(), &values).map_err(failed)?;
+        let input = tract_core::prelude::Tensor::from_shape(input.dims(), &values).map_err(failed)?;
         let outputs =
             multithread_tract_scope(threads.clone(), || plan.run(tvec!(input.into_tvalue()))).map_err(failed)?;
         let output = outputs.first().ok_or_else(|| Error::Side(format!("{}: no output", self.path.display())))?;

@@ -46,14 +46,6 @@ impl Style {
         self.vectors.first().map_or(0, Vec::len)
     }
 
-    /// The vector `[D]` that stands in the prompt at timestep `t` in [0, 1000).
-    ///
-    /// # Panics
-    /// When the style has no vectors; none that was read from a file has.
-    pub fn vector_for(&self, t: f64) -> &[f32] {
-        &self.vectors[stage_of(t, self.stages())]
-    }
-
     /// Length of each stage's vector.
     pub fn norms(&self) -> Vec<f64> {
         self.vectors.iter().map(|vector| dot(vector, vector).sqrt()).collect()
@@ -158,14 +150,6 @@ mod tests {
                 assert_eq!(stage_of(t as f64, stages), t * stages / 1000);
             }
         }
-    }
-
-    #[test]
-    fn one_vector_serves_all_stages() {
-        let mut style = Style { vectors: vec![vec![1.0]], ..Style::default() };
-        assert!([0.0, 500.0, 999.0].iter().all(|&t| style.vector_for(t) == [1.0]));
-        style.vectors.push(vec![2.0]);
-        assert_eq!((style.vector_for(499.0), style.vector_for(500.0)), (&[1.0f32][..], &[2.0f32][..]));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use pleinair::bundle::write::check_writable;
 use pleinair::camera::Frame;
 use pleinair::canvas::{Canvas, contact_sheet};
 use pleinair::painter::{Inversion, Order, Painter, StyleChoice};
-use pleinair::prompt::Template;
+use pleinair::prompt::{PromptStyle, Template};
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::style::Style;
 use pleinair::train::{self, Files, Lesson, Study};
@@ -74,6 +74,13 @@ pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interr
     let painter = Painter::open(&folder)?;
     interrupt.check()?;
 
+    let style = [PromptStyle::Learned(lesson.token.clone())];
+    for study in &lesson.studies {
+        let dropped = study.context.tokens(painter.tokenizer(), &style)?.dropped;
+        if dropped > 0 {
+            progress.note(&format!("a context is {dropped} tokens longer than there is room for; it is cut"));
+        }
+    }
     let mut unfinished = (!arguments.resume && files.checkpoint.is_file()).then(|| files.checkpoint.display());
     let preview = Preview { arguments, painter: &painter, folder: &folder, interrupt, progress };
     let began = Instant::now();

@@ -133,9 +133,9 @@ pub fn learn(
         }
     };
     if now.step > lesson.steps {
-        let (done, wanted) = (now.step, lesson.steps);
+        let done = now.step;
         return Err(Error::Usage(format!(
-            "the checkpoint is at step {done} already; resume with more than {wanted} steps"
+            "the checkpoint is at step {done} already; resume with --steps {done} or more"
         )));
     }
     let mut log = LossLog::open(&files.log, now.step)?;

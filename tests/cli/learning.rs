@@ -58,6 +58,16 @@ fn several_pictures_have_a_context_each_or_one_for_all() {
 }
 
 #[test]
+fn a_context_that_is_too_long_is_cut_and_it_is_said() {
+    let studio = Studio::new();
+    let context = "in the style of {} ".to_owned() + &"boat ".repeat(100);
+    let learn = ["learn", "--bundle", TINY, "--image", PHOTO, "--steps", "1", "--batch", "1", "--init", "painting"];
+    studio.done(&with(&learn, &["--context", &context, "--out", "mine.safetensors"])).says(&["longer", "it is cut"]);
+    let lost = "boat ".repeat(100) + "in the style of {}";
+    studio.refuses(&with(&learn, &["--context", &lost, "--out", "b.safetensors"]), 2, &["loses a place for the style"]);
+}
+
+#[test]
 fn ctrl_c_keeps_what_was_learned_and_resuming_gives_the_same_bytes() {
     let studio = Studio::new();
     let mut run = Watched::start(studio.command(PROGRAM, &with(&LEARN, &OUT)));

@@ -90,7 +90,14 @@ impl Painter {
     /// # Errors
     /// If a part is missing, damaged or of a kind that is not supported; everything wrong with it is named.
     pub fn open(folder: &Path) -> Result<Self> {
-        let bundle = Bundle::open(folder)?;
+        Self::new(Bundle::open(folder)?)
+    }
+
+    /// Loads every network of an opened model.
+    ///
+    /// # Errors
+    /// As [`Painter::open`].
+    pub fn new(bundle: Bundle) -> Result<Self> {
         let path = bundle.scheduler();
         let config = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let schedule = SchedulerConfig::from_json(&config).and_then(Schedule::new);

@@ -180,6 +180,6 @@ fn a_folder_without_onnx_says_how_to_make_it() {
     let (_dir, folder) = tiny();
     fs::remove_file(folder.join("vae/decoder.onnx")).unwrap();
     let error = Painter::open(&folder).unwrap_err().to_string();
-    assert!(error.contains("encoder.onnx and decoder.onnx") && error.contains("export_vae.py"), "{error}");
+    assert!(error.contains("encoder.onnx and decoder.onnx") && error.contains("pleinair-quantize convert"), "{error}");
     assert!(Painter::open(Path::new("no/such/model")).unwrap_err().to_string().contains("--bundle"));
 }

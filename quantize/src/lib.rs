@@ -2,6 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod configs;
+pub mod distortion;
+pub mod folder;
 pub mod inspect;
+pub mod int8;
+pub mod layers;
+pub mod rules;
 pub mod synth;
 pub mod tensors;

@@ -2,14 +2,14 @@
 //! be had. Tensor by tensor, so that a model larger than memory can be made; the folder appears only when it is complete.
 
 use crate::configs::Model;
+use crate::folder::{NewFolder, make_folder, write_json, write_synced};
 use crate::tensors::{self, Role, TensorSpec};
 use pleinair::sampler::TorchRng;
 use pleinair::{Error, Result};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -81,24 +81,22 @@ impl Synth {
     /// [`Error::Usage`] if the folder exists (with `force`: if it is not a model folder), [`Error::Io`] if the disk is
     /// full or the place cannot be written, [`Error::Interrupted`]. Nothing is left behind and an old folder is as it was.
     pub fn run(&self, interrupted: &AtomicBool) -> Result<Vec<Written>> {
-        self.check_place()?;
-        let parent = parent(&self.out);
-        let neighbour = neighbour(parent)?;
+        let folder = NewFolder::begin(&self.out, self.force)?;
         let mut rng = TorchRng::new(self.seed.into());
         let mut written = vec![];
         for (part, file, tensors) in self.parts() {
-            make_folder(&neighbour.path().join(part))?;
-            let path = neighbour.path().join(part).join(file);
+            make_folder(&folder.path().join(part))?;
+            let path = folder.path().join(part).join(file);
             let bytes = write_weights(&path, &tensors, self.dtype, &mut rng, interrupted)?;
             let parameters = tensors.iter().map(TensorSpec::parameters).sum();
             written.push(Written { part, tensors: tensors.len(), parameters, bytes });
         }
         for (path, value) in self.model.files() {
-            write_json(&neighbour.path().join(path), &value)?;
+            write_json(&folder.path().join(path), &value)?;
         }
-        write_json(&neighbour.path().join("tokenizer/vocab.json"), &vocabulary(self.model.words()))?;
-        write_synced(&neighbour.path().join("tokenizer/merges.txt"), |file| file.write_all(b"#version: 0.2\n"))?;
-        self.put_in_place(neighbour, parent)?;
+        write_json(&folder.path().join("tokenizer/vocab.json"), &vocabulary(self.model.words()))?;
+        write_synced(&folder.path().join("tokenizer/merges.txt"), |file| file.write_all(b"#version: 0.2\n"))?;
+        folder.finish()?;
         Ok(written)
     }
 
@@ -111,111 +109,6 @@ impl Synth {
             ("controlnet", "diffusion_pytorch_model.safetensors", controlnet),
         ]
     }
-
-    /// Refuses what must not be replaced, before minutes of work.
-    fn check_place(&self) -> Result<()> {
-        let out = self.out.display();
-        if self.out.file_name().is_none() {
-            return Err(Error::Usage(format!("--out {out} is not the name of a new folder; give one")));
-        }
-        match self.out.symlink_metadata() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::io(&self.out)(error)),
-            Ok(_) if !self.force => {
-                Err(Error::Usage(format!("{out} exists; name another folder or replace it with --force")))
-            }
-            Ok(found) if found.is_dir() && replaceable(&self.out)? => Ok(()),
-            Ok(_) => Err(Error::Usage(format!(
-                "{out} is not a model folder (a folder with a model_index.json) and will not be replaced; name another"
-            ))),
-        }
-    }
-
-    /// Renames the finished folder; an old one is kept until the new one has its name.
-    fn put_in_place(&self, new: tempfile::TempDir, parent: &Path) -> Result<()> {
-        sync_tree(new.path())?;
-        let old = match self.force && self.out.symlink_metadata().is_ok() {
-            true => Some(neighbour(parent)?),
-            false => None,
-        };
-        if let Some(old) = &old {
-            std::fs::rename(&self.out, old.path().join("old")).map_err(Error::io(&self.out))?;
-        }
-        if let Err(error) = std::fs::rename(new.path(), &self.out) {
-            if let Some(old) = &old {
-                std::fs::rename(old.path().join("old"), &self.out).map_err(Error::io(&self.out))?;
-            }
-            return Err(Error::io(&self.out)(error));
-        }
-        let _ = new.keep(); // it has another name now: nothing to delete
-        sync_folder(parent)?;
-        match old {
-            Some(old) => old.close().map_err(Error::io(parent)),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The folder that `path` lies in.
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Whether a folder is a model or empty.
-fn replaceable(folder: &Path) -> Result<bool> {
-    let empty = folder.read_dir().map_err(Error::io(folder))?.next().is_none();
-    Ok(empty || folder.join("model_index.json").is_file())
-}
-
-/// A new folder in `parent` that is deleted unless kept.
-fn neighbour(parent: &Path) -> Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".pleinair-").suffix(".partial");
-    // It gets the rights any new folder would get, less the umask, not 0700.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent).map_err(Error::io(parent))
-}
-
-fn make_folder(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path).map_err(Error::io(path))
-}
-
-/// Writes a file and waits until it is on the disk.
-fn write_synced(path: &Path, contents: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
-    make_folder(parent(path))?;
-    let file = File::create(path).map_err(Error::io(path))?;
-    let mut writer = BufWriter::new(&file);
-    contents(&mut writer).and_then(|()| writer.flush()).and_then(|()| file.sync_all()).map_err(Error::io(path))
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_synced(path, |file| {
-        serde_json::to_writer_pretty(&mut *file, value)?;
-        file.write_all(b"\n")
-    })
-}
-
-/// Other systems than Unix cannot open folders.
-fn sync_folder(path: &Path) -> Result<()> {
-    #[cfg(unix)]
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io(path))?;
-    let _ = path;
-    Ok(())
-}
-
-/// The new names in a folder and its subfolders.
-fn sync_tree(folder: &Path) -> Result<()> {
-    for entry in folder.read_dir().map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if path.is_dir() {
-            sync_folder(&path)?;
-        }
-    }
-    sync_folder(folder)
 }
 
 /// A safetensors file: the header, then the tensors in its order as they are drawn. Returns its length.

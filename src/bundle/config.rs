@@ -2,7 +2,7 @@
 //! this program does not implement are refused by name; keys that cannot change it are ignored.
 
 use crate::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -30,7 +30,7 @@ impl ModelIndex {
 }
 
 /// A number for all levels, or one for each.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(untagged)]
 pub enum PerLevel {
     /// The same everywhere.
@@ -50,7 +50,7 @@ impl PerLevel {
 }
 
 /// `unet/config.json`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct UnetConfig {
     /// Latent channels in.
     pub in_channels: usize,
@@ -72,7 +72,7 @@ pub struct UnetConfig {
     #[serde(default = "eight_heads")]
     pub attention_head_dim: PerLevel,
     /// The number of heads, where a configuration has the key.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_attention_heads: Option<PerLevel>,
     /// Groups of each GroupNorm.
     #[serde(default = "groups")]
@@ -95,8 +95,8 @@ pub struct UnetConfig {
     /// Transformer layers a block.
     #[serde(default = "one")]
     pub transformer_layers_per_block: PerLevel,
-    /// Everything else, for [`UnetConfig::problems`].
-    #[serde(flatten)]
+    /// Everything else, for [`UnetConfig::problems`]; not written, since nothing else is implemented.
+    #[serde(flatten, skip_serializing)]
     rest: HashMap<String, Value>,
 }
 
@@ -251,7 +251,7 @@ impl UnetConfig {
 }
 
 /// `controlnet/config.json`: the UNet's keys for the way down, and the conditioning embedding.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct ControlNetConfig {
     /// Channels in the layers that read the control picture; each after the first halves it.
     pub conditioning_embedding_out_channels: Vec<usize>,
@@ -292,7 +292,7 @@ impl ControlNetConfig {
 }
 
 /// `text_encoder/config.json` (CLIP).
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct TextConfig {
     /// Words in the table.
     pub vocab_size: usize,
@@ -338,7 +338,7 @@ impl TextConfig {
 }
 
 /// `vae/config.json`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct VaeConfig {
     /// Channels of each level; the picture is halved between two levels.
     pub block_out_channels: Vec<usize>,
@@ -348,7 +348,7 @@ pub struct VaeConfig {
     #[serde(default = "sd_scaling")]
     pub scaling_factor: f64,
     /// Subtracted before scaling in other model families; null here.
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     shift_factor: Option<f64>,
 }
 

@@ -1,15 +1,19 @@
-//! A model on disk. Opens a plain diffusers folder: `model_index.json` names the parts, each part's `config.json`
-//! decides its shape, safetensors hold the weights and ONNX files the frozen side models.
+//! A model on disk. Opens a bundle, whose `bundle.json` describes every part and whose weights are used where they lie,
+//! or a plain diffusers folder: `model_index.json` names the parts, each part's `config.json` decides its shape,
+//! safetensors hold the weights and ONNX files the frozen side models.
 
 pub mod config;
+pub mod manifest;
 pub mod weights;
 pub mod write;
 
 use crate::{Error, Result};
 use config::{ControlNetConfig, ModelIndex, TextConfig, UnetConfig, VaeConfig};
+use manifest::Manifest;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
-use weights::Weights;
+use std::sync::Arc;
+use weights::{Probe, Weights};
 
 /// An opened model folder: every configuration read and checked, no weight loaded yet.
 #[derive(Debug)]
@@ -23,6 +27,9 @@ pub struct Bundle {
     pub vae: VaeConfig,
     /// ControlNet configuration, where the folder has one.
     pub controlnet: Option<ControlNetConfig>,
+    /// The manifest, where the folder is a bundle.
+    pub manifest: Option<Manifest>,
+    probe: Option<Arc<dyn Probe>>,
 }
 
 /// The ONNX files of the VAE.
@@ -35,26 +42,50 @@ pub struct VaeFiles {
 }
 
 impl Bundle {
-    /// Reads the configurations of a diffusers folder.
+    /// Opens a bundle, comparing every file with its checksum, or a diffusers folder.
     ///
     /// # Errors
-    /// If the folder is not one, or describes a network that this program does not run; every such key is named.
+    /// If the folder is neither, if a file of the bundle was changed, or if it describes a network that this program does
+    /// not run; every such file and key is named.
     pub fn open(folder: &Path) -> Result<Self> {
         if !folder.is_dir() {
             return Err(Error::file(folder, "there is no such model folder; name one with --bundle"));
         }
+        let bundle = match folder.join(manifest::FILE_NAME).is_file() {
+            true => Self::open_bundle(folder)?,
+            false => Self::open_diffusers(folder)?,
+        };
+        let problems = bundle.problems();
+        if problems.is_empty() { Ok(bundle) } else { Err(Error::Model { folder: bundle.folder, problems }) }
+    }
+
+    fn open_bundle(folder: &Path) -> Result<Self> {
+        let manifest = Manifest::read(folder)?;
+        manifest.verify(folder)?;
+        Ok(Bundle {
+            unet: manifest.unet.config.clone(),
+            text: manifest.text_encoder.config.clone(),
+            vae: manifest.vae.config.clone(),
+            controlnet: manifest.controlnet.as_ref().map(|net| net.config.clone()),
+            manifest: Some(manifest),
+            probe: None,
+            folder: folder.to_path_buf(),
+        })
+    }
+
+    fn open_diffusers(folder: &Path) -> Result<Self> {
         let index: ModelIndex = read_json(&folder.join("model_index.json"))?;
         index.check(folder)?;
         let controlnet = folder.join("controlnet/config.json");
-        let bundle = Bundle {
+        Ok(Bundle {
             unet: read_json(&folder.join("unet/config.json"))?,
             text: read_json(&folder.join("text_encoder/config.json"))?,
             vae: read_json(&folder.join("vae/config.json"))?,
             controlnet: if controlnet.is_file() { Some(read_json(&controlnet)?) } else { None },
+            manifest: None,
+            probe: None,
             folder: folder.to_path_buf(),
-        };
-        let problems = bundle.problems();
-        if problems.is_empty() { Ok(bundle) } else { Err(Error::Model { folder: bundle.folder, problems }) }
+        })
     }
 
     fn problems(&self) -> Vec<String> {
@@ -84,12 +115,18 @@ impl Bundle {
 
     /// The tokenizer's folder.
     pub fn tokenizer(&self) -> PathBuf {
-        self.folder.join("tokenizer")
+        match self.manifest {
+            Some(_) => self.folder.clone(),
+            None => self.folder.join("tokenizer"),
+        }
     }
 
     /// `scheduler_config.json`.
     pub fn scheduler(&self) -> PathBuf {
-        self.folder.join("scheduler/scheduler_config.json")
+        self.folder.join(match self.manifest {
+            Some(_) => "scheduler.json",
+            None => "scheduler/scheduler_config.json",
+        })
     }
 
     /// Weights of one part: `unet`, `controlnet` or `text_encoder`.
@@ -97,19 +134,30 @@ impl Bundle {
     /// # Errors
     /// If the files are missing or their headers damaged.
     pub fn weights(&self, part: &str) -> Result<Weights> {
-        let stem = if part == "text_encoder" { "model" } else { "diffusion_pytorch_model" };
-        Weights::open(&self.folder, part, stem)
+        let weights = match self.manifest {
+            Some(_) => Weights::map(&self.folder, part),
+            None if part == "text_encoder" => Weights::open(&self.folder, part, "model"),
+            None => Weights::open(&self.folder, part, "diffusion_pytorch_model"),
+        };
+        Ok(weights?.probed(self.probe.clone()))
     }
 
-    /// The VAE's ONNX files, as this project writes them (`vae/encoder.onnx`) or as ONNX exporters of Stable Diffusion
-    /// do (`vae_encoder/model.onnx`).
+    /// The same model, every product of which `probe` sees once it is loaded.
+    pub fn probed(self, probe: Arc<dyn Probe>) -> Self {
+        Bundle { probe: Some(probe), ..self }
+    }
+
+    /// The VAE's ONNX files: a bundle's, or in a diffusers folder as this project writes them (`vae/encoder.onnx`) or as
+    /// ONNX exporters of Stable Diffusion do (`vae_encoder/model.onnx`).
     ///
     /// # Errors
     /// If there are none; the message says how to make them.
     pub fn vae_files(&self) -> Result<VaeFiles> {
-        for (encoder, decoder) in
-            [("vae/encoder.onnx", "vae/decoder.onnx"), ("vae_encoder/model.onnx", "vae_decoder/model.onnx")]
-        {
+        for (encoder, decoder) in [
+            ("vae_encoder.onnx", "vae_decoder.onnx"),
+            ("vae/encoder.onnx", "vae/decoder.onnx"),
+            ("vae_encoder/model.onnx", "vae_decoder/model.onnx"),
+        ] {
             let files = VaeFiles { encoder: self.folder.join(encoder), decoder: self.folder.join(decoder) };
             if files.encoder.is_file() && files.decoder.is_file() {
                 return Ok(files);
@@ -117,8 +165,14 @@ impl Bundle {
         }
         Err(Error::file(
             &self.folder.join("vae"),
-            "no encoder.onnx and decoder.onnx here; export the VAE once with tests/reference/export_vae.py",
+            "no encoder.onnx and decoder.onnx here; pleinair-quantize convert makes a bundle that has them",
         ))
+    }
+
+    /// A small decoder for previews, where the bundle has one. It takes latents as the UNet has them.
+    pub fn tiny_decoder(&self) -> Option<PathBuf> {
+        let listed = self.manifest.as_ref().is_some_and(|m| m.files.contains_key("tiny_vae_decoder.onnx"));
+        listed.then(|| self.folder.join("tiny_vae_decoder.onnx"))
     }
 
     /// Pixels a side of one latent cell.

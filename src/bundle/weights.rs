@@ -1,7 +1,9 @@
-//! Weights of one part, read tensor by tensor from safetensors files (one, or shards with an index).
+//! Weights of one part: read tensor by tensor into f32 from a model's safetensors files (one, or shards with an index),
+//! or used where they lie in a bundle's mapped file.
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
+use pleinair_cpu::{Int8, MappedFile, Numbers, Packing, Plain, Values, Weight, channels_last};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 use std::cell::RefCell;
@@ -9,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A header larger than this is damage, not a header (the safetensors library's own bound).
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -21,6 +24,40 @@ pub struct Weights {
     part: String,
     tensors: BTreeMap<String, Place>,
     problems: RefCell<Vec<String>>,
+    /// A bundle's file; a model's files are read, not mapped.
+    map: Option<Arc<MappedFile>>,
+    probe: Option<Arc<dyn Probe>>,
+}
+
+/// Sees every product of a network while it runs; for calibration.
+pub trait Probe: std::fmt::Debug + Send + Sync {
+    /// `layer`, such as `unet.down_blocks.0.attentions.0.proj_in`, is about to be multiplied with `x: [B, N, in]`. A weight in the answer
+    /// takes the place of the layer's own this time.
+    ///
+    /// # Errors
+    /// Whatever keeps the probe from seeing; it ends the run.
+    fn product(&self, layer: &str, x: &Tensor) -> Result<Option<Arc<Weight>>>;
+}
+
+/// The weight of one layer, and who watches it.
+#[derive(Debug, Clone)]
+pub struct LayerWeight {
+    layer: String,
+    weight: Arc<Weight>,
+    probe: Option<Arc<dyn Probe>>,
+}
+
+impl LayerWeight {
+    /// The weight to multiply `x` with.
+    ///
+    /// # Errors
+    /// Whatever a probe reports.
+    pub fn for_input(&self, x: &Tensor) -> Result<Arc<Weight>> {
+        match &self.probe {
+            Some(probe) => Ok(probe.product(&self.layer, x)?.unwrap_or_else(|| self.weight.clone())),
+            None => Ok(self.weight.clone()),
+        }
+    }
 }
 
 /// Where one tensor lies.
@@ -62,7 +99,26 @@ impl Weights {
         for file in files(&place, stem)? {
             tensors.extend(read_header(&file)?);
         }
-        Ok(Weights { folder: folder.to_path_buf(), part: part.into(), tensors, problems: RefCell::default() })
+        let (folder, part) = (folder.to_path_buf(), part.into());
+        Ok(Weights { folder, part, tensors, problems: RefCell::default(), map: None, probe: None })
+    }
+
+    /// Maps `folder/part.safetensors` of a bundle.
+    ///
+    /// # Errors
+    /// If it cannot be mapped or its header is damaged.
+    pub fn map(folder: &Path, part: &str) -> Result<Self> {
+        let path = folder.join(format!("{part}.safetensors"));
+        let tensors = read_header(&path)?;
+        let map = Some(MappedFile::open(&path).map_err(Error::io(&path))?);
+        let (folder, part) = (folder.to_path_buf(), part.into());
+        Ok(Weights { folder, part, tensors, problems: RefCell::default(), map, probe: None })
+    }
+
+    /// The same weights, every product of which `probe` sees, if there is one.
+    pub(super) fn probed(mut self, probe: Option<Arc<dyn Probe>>) -> Self {
+        self.probe = probe;
+        self
     }
 
     /// The root of the part's names.
@@ -97,40 +153,108 @@ impl Weights {
         if problems.is_empty() { Ok(()) } else { Err(Error::Model { folder: self.folder, problems }) }
     }
 
-    fn get(&self, name: &str, shape: &Shape) -> Result<Tensor> {
-        match self.read(name, shape) {
-            Ok(tensor) => Ok(tensor),
+    /// Records what is wrong with a tensor; only a failing disk ends the loading.
+    fn noted<T>(&self, found: Result<T>, instead: impl FnOnce() -> Result<T>) -> Result<T> {
+        match found {
             Err(Error::File { what, .. }) => {
                 self.problems.borrow_mut().push(format!("{}: {what}", self.part));
-                Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)
+                instead()
             }
-            Err(other) => Err(other),
+            other => other,
         }
     }
 
-    fn read(&self, name: &str, shape: &Shape) -> Result<Tensor> {
+    fn get(&self, name: &str, shape: &Shape) -> Result<Tensor> {
+        let read = || Ok(Tensor::from_vec(self.read(name, shape.dims())?, shape, &Device::Cpu)?);
+        self.noted(read(), || Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?))
+    }
+
+    fn place(&self, name: &str, shape: &[usize]) -> Result<&Place> {
         let Some(place) = self.tensors.get(name) else {
-            return Err(Error::file(&self.folder, format!("tensor {name} {:?} is missing", shape.dims())));
+            return Err(Error::file(&self.folder, format!("tensor {name} {shape:?} is missing")));
         };
         // a linear layer may be stored as a 1x1 convolution
-        let stored: Vec<_> = place.shape.iter().copied().enumerate().filter(|&(i, d)| i < 2 || d != 1).collect();
         let as_linear =
-            shape.rank() == 2 && place.shape.len() == 4 && stored.iter().map(|s| s.1).eq(shape.dims().iter().copied());
-        if place.shape != shape.dims() && !as_linear {
-            return Err(Error::file(
-                &place.file,
-                format!("tensor {name} has the shape {:?}, wanted {:?}", place.shape, shape.dims()),
-            ));
+            shape.len() == 2 && place.shape.len() == 4 && place.shape[..2] == *shape && place.shape[2..] == [1, 1];
+        if place.shape != shape && !as_linear {
+            let found = &place.shape;
+            return Err(Error::file(&place.file, format!("tensor {name} has the shape {found:?}, wanted {shape:?}")));
         }
+        Ok(place)
+    }
+
+    /// The values of a tensor of this shape, as f32.
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let place = self.place(name, shape)?;
         let values = place.read(name)?;
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::file(&place.file, format!("tensor {name} holds values that are not finite")));
         }
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        Ok(values)
+    }
+
+    /// The weight of `layer`; `read` makes it from the tensors of a model that is not a bundle.
+    fn weight(
+        &self,
+        layer: String,
+        outputs: usize,
+        inputs: usize,
+        read: impl FnOnce() -> Result<Vec<f32>>,
+    ) -> Result<LayerWeight> {
+        let found = match &self.map {
+            Some(map) => self.mapped(map, &layer, outputs, inputs),
+            None => read().map(|values| Values::F32(values.into())),
+        };
+        let values = self.noted(found, || Ok(Values::F32(vec![0.0; outputs * inputs].into())))?;
+        let weight = Arc::new(Weight::new(outputs, inputs, values)?);
+        Ok(LayerWeight { layer: format!("{}.{layer}", self.part), weight, probe: self.probe.clone() })
+    }
+
+    fn mapped(&self, map: &Arc<MappedFile>, layer: &str, outputs: usize, inputs: usize) -> Result<Values> {
+        let name = format!("{layer}.weight");
+        let packing = match self.tensors.get(&name) {
+            Some(Place { dtype: Dtype::I8, shape, .. }) if shape.len() == 4 => Packing::Panels,
+            _ => Packing::Rows,
+        };
+        let place = self.place(&name, &packing.shape(outputs, inputs))?;
+        Ok(match place.dtype {
+            Dtype::F32 => Values::F32(place.numbers(map, &name)?),
+            Dtype::F16 => Values::F16(place.numbers(map, &name)?),
+            Dtype::I8 => {
+                let vector = |suffix: &str, length: usize| {
+                    let name = format!("{name}_{suffix}");
+                    let place = self.place(&name, &[length])?;
+                    match place.dtype {
+                        Dtype::F32 => place.numbers(map, &name),
+                        other => Err(Error::file(&place.file, format!("tensor {name} is {other:?}, must be F32"))),
+                    }
+                };
+                let smooth = self.tensors.get(&format!("{name}_smooth")).map(|place| place.shape.first().copied());
+                let channels = smooth.flatten().map(|n| if n == inputs { inputs } else { inputs / 9 });
+                Values::Int8(Int8 {
+                    values: place.numbers(map, &name)?,
+                    packing,
+                    scales: vector("scale", outputs)?,
+                    smooth: channels.map(|channels| vector("smooth", channels)).transpose()?,
+                })
+            }
+            other => {
+                let what = format!("tensor {name} is {other:?}; supported are F32, F16 and I8");
+                return Err(Error::file(&place.file, what));
+            }
+        })
     }
 }
 
 impl Place {
+    /// The values where they lie.
+    fn numbers<T: Plain>(&self, map: &Arc<MappedFile>, name: &str) -> Result<Numbers<T>> {
+        let offset = usize::try_from(self.offset).unwrap_or(usize::MAX);
+        Numbers::mapped(map, offset, self.shape.iter().product()).ok_or_else(|| {
+            Error::file(&self.file, format!("tensor {name} does not lie at a multiple of its values' size"))
+        })
+    }
+
     /// The values as f32.
     fn read(&self, name: &str) -> Result<Vec<f32>> {
         let width = match self.dtype {
@@ -222,11 +346,66 @@ impl Names<'_> {
         Names { weights: self.weights, path }
     }
 
-    /// The tensor `name` here as f32, of exactly this shape (a 1x1 convolution's weight may be asked for as `[out, in]`).
+    /// The tensor `name` here as f32, of exactly this shape.
     ///
     /// # Errors
     /// Only if reading the file fails; what is wrong with the tensor itself is reported by [`Weights::finish`].
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
         self.weights.get(&self.pp(name).path, &shape.into())
+    }
+
+    /// The weight `[outputs, inputs]` of a linear layer, or of a 1x1 convolution.
+    ///
+    /// # Errors
+    /// As [`Names::get`].
+    pub fn matrix(&self, outputs: usize, inputs: usize) -> Result<LayerWeight> {
+        let name = self.pp("weight").path;
+        self.weights.weight(self.path.clone(), outputs, inputs, || self.weights.read(&name, &[outputs, inputs]))
+    }
+
+    /// A table `[rows, width]` that is looked up, never multiplied with.
+    ///
+    /// # Errors
+    /// As [`Names::get`].
+    pub fn table(&self, rows: usize, width: usize) -> Result<Arc<Weight>> {
+        Ok(self.matrix(rows, width)?.weight)
+    }
+
+    /// The weight of a 3x3 convolution as `[outputs, (ky, kx, inputs)]`.
+    ///
+    /// # Errors
+    /// As [`Names::get`].
+    pub fn kernel3x3(&self, outputs: usize, inputs: usize) -> Result<LayerWeight> {
+        let name = self.pp("weight").path;
+        self.weights.weight(self.path.clone(), outputs, 9 * inputs, || {
+            Ok(channels_last(&self.weights.read(&name, &[outputs, inputs, 3, 3])?, inputs))
+        })
+    }
+
+    /// The weights of several layers that read the same input, `outputs` each, one below the other. A bundle has them as
+    /// one layer under the name `joined`.
+    ///
+    /// # Errors
+    /// As [`Names::get`].
+    pub fn joined_matrix(&self, joined: &str, layers: &[&str], outputs: usize, inputs: usize) -> Result<LayerWeight> {
+        self.weights.weight(self.pp(joined).path, layers.len() * outputs, inputs, || {
+            let mut rows = Vec::with_capacity(layers.len() * outputs * inputs);
+            for layer in layers {
+                rows.extend(self.weights.read(&self.pp(layer).pp("weight").path, &[outputs, inputs])?);
+            }
+            Ok(rows)
+        })
+    }
+
+    /// The biases of those layers, one behind the other.
+    ///
+    /// # Errors
+    /// As [`Names::get`].
+    pub fn joined_bias(&self, joined: &str, layers: &[&str], outputs: usize) -> Result<Tensor> {
+        if self.weights.map.is_some() {
+            return self.pp(joined).get("bias", layers.len() * outputs);
+        }
+        let biases: Vec<_> = layers.iter().map(|layer| self.pp(layer).get("bias", outputs)).collect::<Result<_>>()?;
+        Ok(Tensor::cat(&biases, 0)?)
     }
 }

@@ -96,22 +96,25 @@ struct CrossAttention {
 impl TransformerBlock {
     fn load(names: &Names, channels: usize, heads: usize, text: usize) -> Result<Self> {
         let norm = |name| LayerNorm::load(&names.pp(name), channels, 1e-5);
-        let project = |attn: &str, name, from| Linear::load_without_bias(&names.pp(attn).pp(name), from, channels);
-        let out = |attn: &str| Linear::load(&names.pp(attn).pp("to_out.0"), channels, channels);
-        let qkv = [
-            project("attn1", "to_q", channels)?,
-            project("attn1", "to_k", channels)?,
-            project("attn1", "to_v", channels)?,
-        ];
-        let kv = [project("attn2", "to_k", text)?, project("attn2", "to_v", text)?];
+        let out = |attn: &Names| Linear::load(&attn.pp("to_out.0"), channels, channels);
+        let (attn1, attn2) = (names.pp("attn1"), names.pp("attn2"));
         Ok(TransformerBlock {
             norm1: norm("norm1")?,
-            attn1: SelfAttention { to_qkv: Linear::joined(&qkv)?, to_out: out("attn1")? },
+            attn1: SelfAttention {
+                to_qkv: Linear::load_joined_without_bias(
+                    &attn1,
+                    "to_qkv",
+                    &["to_q", "to_k", "to_v"],
+                    channels,
+                    channels,
+                )?,
+                to_out: out(&attn1)?,
+            },
             norm2: norm("norm2")?,
             attn2: CrossAttention {
-                to_q: project("attn2", "to_q", channels)?,
-                to_kv: Linear::joined(&kv)?,
-                to_out: out("attn2")?,
+                to_q: Linear::load_without_bias(&attn2.pp("to_q"), channels, channels)?,
+                to_kv: Linear::load_joined_without_bias(&attn2, "to_kv", &["to_k", "to_v"], text, channels)?,
+                to_out: out(&attn2)?,
             },
             norm3: norm("norm3")?,
             ff_in: Linear::load(&names.pp("ff.net.0.proj"), channels, 8 * channels)?,

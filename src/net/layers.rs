@@ -2,10 +2,9 @@
 
 use super::portable;
 use crate::Result;
-use crate::bundle::weights::Names;
+use crate::bundle::weights::{LayerWeight, Names};
 use candle_core::{D, Tensor};
 use pleinair_cpu as cpu;
-use std::sync::Arc;
 
 /// A feature map `[B, H*W, C]` that knows its height and width.
 #[derive(Debug, Clone)]
@@ -59,30 +58,47 @@ fn on_cpu(x: &Tensor) -> bool {
 
 /// A linear layer or a 1x1 convolution.
 #[derive(Debug, Clone)]
-pub(super) struct Linear(cpu::Linear);
+pub(super) struct Linear {
+    weight: LayerWeight,
+    bias: Option<Tensor>,
+}
 
 impl Linear {
     pub(super) fn load(names: &Names, input: usize, output: usize) -> Result<Self> {
-        let weight = names.get("weight", (output, input))?;
-        Ok(Linear(cpu::Linear { weight, bias: Some(names.get("bias", output)?) }))
+        Ok(Linear { weight: names.matrix(output, input)?, bias: Some(names.get("bias", output)?) })
     }
 
     pub(super) fn load_without_bias(names: &Names, input: usize, output: usize) -> Result<Self> {
-        Ok(Linear(cpu::Linear { weight: names.get("weight", (output, input))?, bias: None }))
+        Ok(Linear { weight: names.matrix(output, input)?, bias: None })
     }
 
-    /// Several layers with the same input as one; their outputs lie side by side.
-    pub(super) fn joined(layers: &[Linear]) -> Result<Self> {
-        let weights: Vec<_> = layers.iter().map(|l| &l.0.weight).collect();
-        let biases: Option<Vec<_>> = layers.iter().map(|l| l.0.bias.as_ref()).collect();
-        let bias = biases.map(|b| Tensor::cat(&b, 0)).transpose()?;
-        Ok(Linear(cpu::Linear { weight: Tensor::cat(&weights, 0)?, bias }))
+    /// `layers` that read the same input, as one called `joined`; their outputs lie side by side.
+    pub(super) fn load_joined(
+        names: &Names,
+        joined: &str,
+        layers: &[&str],
+        input: usize,
+        output: usize,
+    ) -> Result<Self> {
+        let bias = Some(names.joined_bias(joined, layers, output)?);
+        Ok(Linear { bias, ..Self::load_joined_without_bias(names, joined, layers, input, output)? })
+    }
+
+    pub(super) fn load_joined_without_bias(
+        names: &Names,
+        joined: &str,
+        layers: &[&str],
+        input: usize,
+        output: usize,
+    ) -> Result<Self> {
+        Ok(Linear { weight: names.joined_matrix(joined, layers, output, input)?, bias: None })
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let op = cpu::Linear { weight: self.weight.for_input(x)?, bias: self.bias.clone() };
         match on_cpu(x) {
-            true => Ok(x.apply_op1(self.0.clone())?),
-            false => portable::linear(x, &self.0.weight, self.0.bias.as_ref()),
+            true => Ok(x.apply_op1(op)?),
+            false => portable::linear(x, op),
         }
     }
 }
@@ -90,23 +106,23 @@ impl Linear {
 /// A 3x3 convolution with padding 1.
 #[derive(Debug, Clone)]
 pub(super) struct Conv3x3 {
-    kernel: Arc<cpu::Kernel3x3>,
+    weight: LayerWeight,
+    bias: Tensor,
     stride: usize,
 }
 
 impl Conv3x3 {
     pub(super) fn load(names: &Names, input: usize, output: usize, stride: usize) -> Result<Self> {
-        let weight = names.get("weight", (output, input, 3, 3))?;
-        let kernel = Arc::new(cpu::Kernel3x3::new(&weight, names.get("bias", output)?)?);
-        Ok(Conv3x3 { kernel, stride })
+        Ok(Conv3x3 { weight: names.kernel3x3(output, input)?, bias: names.get("bias", output)?, stride })
     }
 
     pub(super) fn forward(&self, map: &FeatureMap) -> Result<FeatureMap> {
         let FeatureMap { x, height, width } = map;
         let (height, width, stride) = (*height, *width, self.stride);
+        let op = cpu::Conv3x3 { weight: self.weight.for_input(x)?, bias: self.bias.clone(), height, width, stride };
         let y = match on_cpu(x) {
-            true => x.apply_op1(cpu::Conv3x3 { kernel: self.kernel.clone(), height, width, stride })?,
-            false => portable::conv3x3(x, &self.kernel, height, width, stride)?,
+            true => x.apply_op1(op)?,
+            false => portable::conv3x3(x, op)?,
         };
         Ok(FeatureMap { x: y, height: height.div_ceil(stride), width: width.div_ceil(stride) })
     }

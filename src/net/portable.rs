@@ -3,7 +3,7 @@
 
 use crate::Result;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, D, DType, Layout, MetalStorage, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, D, DType, Device, Layout, MetalStorage, Shape, Tensor};
 use pleinair_cpu as cpu;
 
 /// Stock candle computes the gradient of a frozen weight along with the input's. This op stands in the graph for a
@@ -78,18 +78,28 @@ fn times(x: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
     x.contiguous()?.reshape((x.elem_count() / k, k))?.matmul(w)?.reshape(dims)
 }
 
-pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let product = times(&x.detach(), &weight.t()?)?;
-    let y = match bias {
+/// The weight in f32 where `x` is, for as long as one product needs it.
+fn in_f32(weight: &cpu::Weight, device: &Device) -> candle_core::Result<Tensor> {
+    Tensor::from_slice(&weight.to_f32(), (weight.outputs(), weight.inputs()), device)
+}
+
+pub(super) fn linear(x: &Tensor, layer: cpu::Linear) -> Result<Tensor> {
+    let product = times(&x.detach(), &in_f32(&layer.weight, x.device())?.t()?)?;
+    let y = match &layer.bias {
         Some(bias) => product.broadcast_add(bias)?,
         None => product,
     };
-    let weight = weight.clone();
-    input_gradient_only(x, y, move |grad| times(grad, &weight))
+    input_gradient_only(x, y, move |grad| times(grad, &in_f32(&layer.weight, grad.device())?))
 }
 
-/// Nine shifted views, each times its slice of the weight. `x: [B, H*W, in]`, `weight: [9 * in, out]`.
-fn shifted_products(x: &Tensor, weight: &Tensor, h: usize, w: usize, stride: usize) -> candle_core::Result<Tensor> {
+/// Nine shifted views, each times its `[in, out]` of the kernel, given by `tap`. `x: [B, H*W, in]`.
+fn shifted_products(
+    x: &Tensor,
+    tap: impl Fn(usize) -> candle_core::Result<Tensor>,
+    h: usize,
+    w: usize,
+    stride: usize,
+) -> candle_core::Result<Tensor> {
     let (b, _, cin) = x.dims3()?;
     let (out_h, out_w) = (h.div_ceil(stride), w.div_ceil(stride));
     let padded = x.reshape((b, h, w, cin))?.pad_with_zeros(1, 1, stride)?.pad_with_zeros(2, 1, stride)?;
@@ -98,7 +108,7 @@ fn shifted_products(x: &Tensor, weight: &Tensor, h: usize, w: usize, stride: usi
         let view = padded.narrow(1, k / 3, out_h * stride)?.narrow(2, k % 3, out_w * stride)?.contiguous()?;
         let view = view.reshape((b, out_h, stride, out_w, stride, cin))?.narrow(2, 0, 1)?.narrow(4, 0, 1)?;
         let view = view.contiguous()?.reshape((b, out_h * out_w, cin))?;
-        let product = times(&view, &weight.narrow(0, k * cin, cin)?)?;
+        let product = times(&view, &tap(k)?)?;
         sum = Some(match sum {
             Some(sum) => (sum + product)?,
             None => product,
@@ -116,16 +126,17 @@ fn spread(grad: &Tensor, h: usize, w: usize, stride: usize) -> candle_core::Resu
     wide.narrow(1, 0, h)?.narrow(2, 0, w)?.contiguous()?.reshape((b, h * w, c))
 }
 
-pub(super) fn conv3x3(
-    x: &Tensor,
-    kernel: &std::sync::Arc<cpu::Kernel3x3>,
-    h: usize,
-    w: usize,
-    stride: usize,
-) -> Result<Tensor> {
-    let y = shifted_products(&x.detach(), kernel.weight(), h, w, stride)?.broadcast_add(kernel.bias())?;
-    let kernel = kernel.clone();
-    input_gradient_only(x, y, move |grad| shifted_products(&spread(grad, h, w, stride)?, &kernel.flipped()?, h, w, 1))
+pub(super) fn conv3x3(x: &Tensor, layer: cpu::Conv3x3) -> Result<Tensor> {
+    let (h, w, stride, cin) = (layer.height, layer.width, layer.stride, layer.weight.inputs() / 9);
+    let weight = in_f32(&layer.weight, x.device())?;
+    let tap = |k: usize| weight.narrow(1, k * cin, cin)?.t()?.contiguous();
+    let y = shifted_products(&x.detach(), tap, h, w, stride)?.broadcast_add(&layer.bias)?;
+    input_gradient_only(x, y, move |grad| {
+        // the kernel turned by half a circle and transposed
+        let weight = in_f32(&layer.weight, grad.device())?;
+        let tap = |k: usize| weight.narrow(1, (8 - k) * cin, cin)?.contiguous();
+        shifted_products(&spread(grad, h, w, stride)?, tap, h, w, 1)
+    })
 }
 
 /// `(x - mean) / std` over the last dimension.
@@ -173,7 +184,7 @@ pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use candle_core::Var;
     use std::sync::Arc;
 
     /// Unit roundoff of f32.
@@ -187,6 +198,11 @@ mod tests {
     fn numbers(seed: f32, size: f32, shape: &[usize]) -> Var {
         let waves = (0..shape.iter().product()).map(|i| size * (i as f32 * 0.7 + seed + (i as f32 * 0.13).cos()).sin());
         Var::from_tensor(&Tensor::from_vec(waves.collect::<Vec<f32>>(), shape, &Device::Cpu).unwrap()).unwrap()
+    }
+
+    fn stored(rows: Vec<f32>, outputs: usize) -> Arc<cpu::Weight> {
+        let inputs = rows.len() / outputs;
+        Arc::new(cpu::Weight::new(outputs, inputs, cpu::Values::F32(rows.into())).unwrap())
     }
 
     /// Two f32 evaluations, each off by at most so many roundings of the largest value.
@@ -245,12 +261,12 @@ mod tests {
             let (weight, bias) = (numbers(1.0, 1.0, &[outputs, inputs]), numbers(2.0, 1.0, &[outputs]));
             for bias in [None, Some(&bias)] {
                 let bias_tensor = bias.map(|b| b.as_tensor().clone());
-                let op = cpu::Linear { weight: weight.as_tensor().clone(), bias: bias_tensor.clone() };
+                let op = cpu::Linear { weight: stored(flat(&weight), outputs), bias: bias_tensor };
                 compare(
                     &format!("linear {shape:?} -> {outputs}, bias {}", bias.is_some()),
                     &[&numbers(3.0, 1.0, shape)],
                     &[&[&weight], bias.as_slice()].concat(),
-                    &|x| linear(&x[0], &weight, bias_tensor.as_ref()).unwrap(),
+                    &|x| linear(&x[0], op.clone()).unwrap(),
                     &|x| x[0].apply_op1(op.clone()).unwrap(),
                     inputs.max(outputs) + 4,
                 );
@@ -264,13 +280,14 @@ mod tests {
             [(1, 1, 1, 1, 1), (2, 2, 3, 3, 8), (1, 5, 4, 8, 3), (3, 4, 6, 3, 1), (1, 17, 16, 3, 4), (1, 3, 3, 65, 8)];
         for ((b, h, w, cin, cout), stride) in sizes.into_iter().flat_map(|s| [(s, 1), (s, 2)]) {
             let (weight, bias) = (numbers(1.0, 1.0, &[cout, cin, 3, 3]), numbers(2.0, 1.0, &[cout]));
-            let kernel = Arc::new(cpu::Kernel3x3::new(&weight, bias.as_tensor().clone()).unwrap());
-            let op = cpu::Conv3x3 { kernel: kernel.clone(), height: h, width: w, stride };
+            let rows = cpu::channels_last(&flat(&weight), cin);
+            let bias_tensor = bias.as_tensor().clone();
+            let op = cpu::Conv3x3 { weight: stored(rows, cout), bias: bias_tensor, height: h, width: w, stride };
             compare(
                 &format!("conv {b} x {h}x{w} {cin} -> {cout}, stride {stride}"),
                 &[&numbers(3.0, 1.0, &[b, h * w, cin])],
                 &[&weight, &bias],
-                &|x| conv3x3(&x[0], &kernel, h, w, stride).unwrap(),
+                &|x| conv3x3(&x[0], op.clone()).unwrap(),
                 &|x| x[0].apply_op1(op.clone()).unwrap(),
                 9 * cin.max(cout) + 4,
             );

@@ -3,16 +3,20 @@
 use super::layers::{LayerNorm, Linear, attention};
 use crate::bundle::Bundle;
 use crate::bundle::config::TextConfig;
+use crate::bundle::manifest::hexadecimal;
 use crate::bundle::weights::Names;
 use crate::prompt::{Conditioning, Tokens};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
+use pleinair_cpu::Weight;
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 /// Turns tokens into text states.
 #[derive(Debug)]
 pub struct TextEncoder {
-    token_embedding: Tensor,
+    /// `[words, D]`, looked up row by row where it lies.
+    token_embedding: Arc<Weight>,
     position_embedding: Tensor,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
@@ -30,7 +34,7 @@ impl TextEncoder {
         let names = if prefixed { weights.root().pp("text_model") } else { weights.root() };
         let (width, embeddings) = (config.hidden_size, names.pp("embeddings"));
         let encoder = TextEncoder {
-            token_embedding: embeddings.get("token_embedding.weight", (config.vocab_size, width))?,
+            token_embedding: embeddings.pp("token_embedding").table(config.vocab_size, width)?,
             position_embedding: embeddings.get("position_embedding.weight", (config.max_position_embeddings, width))?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::load(&names.pp("encoder.layers").pp(i), config))
@@ -43,7 +47,7 @@ impl TextEncoder {
 
     /// Channels of a word's (and so of a style's) vector.
     pub fn width(&self) -> usize {
-        self.token_embedding.dims()[1]
+        self.token_embedding.inputs()
     }
 
     /// The vector of one word of the table, `[D]`.
@@ -51,16 +55,11 @@ impl TextEncoder {
     /// # Errors
     /// If the table has no such row.
     pub fn word_vector(&self, id: u32) -> Result<Tensor> {
-        let rows = self.token_embedding.dim(0)?;
+        let rows = self.token_embedding.outputs();
         if id as usize >= rows {
             return Err(Error::Usage(format!("token {id} is outside the text encoder's table of {rows} words")));
         }
-        Ok(self.token_embedding.get(id as usize)?)
-    }
-
-    /// The word table `[words, D]`; nothing in this program changes it.
-    pub fn word_table(&self) -> &Tensor {
-        &self.token_embedding
+        Ok(Tensor::from_vec(self.token_embedding.row(id as usize), self.width(), &Device::Cpu)?)
     }
 
     /// Names the text encoder that a style was learned for: sha256 of the word table as little-endian f16, which f32 and
@@ -70,10 +69,11 @@ impl TextEncoder {
     /// If the table cannot be read back.
     pub fn base(&self) -> Result<String> {
         let mut sha = Sha256::new();
-        for value in self.token_embedding.flatten_all()?.to_vec1::<f32>()? {
-            sha.update(half::f16::from_f32(value).to_le_bytes());
+        for word in 0..self.token_embedding.outputs() {
+            let row = self.token_embedding.row(word).into_iter();
+            sha.update(row.flat_map(|value| half::f16::from_f32(value).to_le_bytes()).collect::<Vec<_>>());
         }
-        Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hexadecimal(sha))
     }
 
     /// Word and position vectors of one prompt, `[1, 77, D]`; `styles[i]: [D]` stands wherever the prompt has style `i`.
@@ -81,8 +81,8 @@ impl TextEncoder {
     /// # Errors
     /// If the prompt names a style that is not given, or a word outside the table.
     pub fn embed(&self, tokens: &Tokens, styles: &[Tensor]) -> Result<Tensor> {
-        let ids = Tensor::new(tokens.ids.as_slice(), &Device::Cpu)?;
-        let words = self.token_embedding.index_select(&ids, 0)?;
+        let words: Vec<_> = tokens.ids.iter().map(|&id| self.word_vector(id)).collect::<Result<_>>()?;
+        let words = Tensor::stack(&words, 0)?;
         let mut pieces = vec![];
         let mut next = 0;
         for &(position, style) in &tokens.styles {
@@ -133,11 +133,16 @@ impl Layer {
     fn load(names: &Names, config: &TextConfig) -> Result<Self> {
         let width = config.hidden_size;
         let norm = |name| LayerNorm::load(&names.pp(name), width, config.layer_norm_eps);
-        let project = |name| Linear::load(&names.pp("self_attn").pp(name), width, width);
         Ok(Layer {
             layer_norm1: norm("layer_norm1")?,
-            qkv_proj: Linear::joined(&[project("q_proj")?, project("k_proj")?, project("v_proj")?])?,
-            out_proj: project("out_proj")?,
+            qkv_proj: Linear::load_joined(
+                &names.pp("self_attn"),
+                "qkv_proj",
+                &["q_proj", "k_proj", "v_proj"],
+                width,
+                width,
+            )?,
+            out_proj: Linear::load(&names.pp("self_attn.out_proj"), width, width)?,
             layer_norm2: norm("layer_norm2")?,
             fc1: Linear::load(&names.pp("mlp.fc1"), width, config.intermediate_size)?,
             fc2: Linear::load(&names.pp("mlp.fc2"), config.intermediate_size, width)?,

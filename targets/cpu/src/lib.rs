@@ -7,15 +7,20 @@
 mod attention;
 mod conv;
 mod geglu;
+pub mod int8;
 mod linear;
+mod mapped;
 mod matrix;
 mod norm;
+mod weight;
 
 pub use attention::Attention;
-pub use conv::{Conv3x3, Kernel3x3};
+pub use conv::Conv3x3;
 pub use geglu::Geglu;
 pub use linear::Linear;
+pub use mapped::{MappedFile, Numbers, Plain};
 pub use norm::{GroupNorm, LayerNorm};
+pub use weight::{Int8, Packing, Values, Weight, channels_last};
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
 

@@ -1,14 +1,15 @@
 //! A frozen linear layer (and so a 1x1 convolution).
 
 use crate::matrix::{ALL_CORES, Into, Mat, matmul};
-use crate::{floats, output, with_weight};
+use crate::{Weight, floats, output, with_weight};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use std::sync::Arc;
 
 /// `y = x W^T + b`, `x: [.., in]`, `W: [out, in]`, `b: [out]`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`.
-    pub weight: Tensor,
+    pub weight: Arc<Weight>,
     /// `[out]`.
     pub bias: Option<Tensor>,
 }
@@ -19,7 +20,7 @@ impl CustomOp1 for Linear {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, k) = self.weight.dims2()?;
+        let (n, k) = (self.weight.outputs(), self.weight.inputs());
         let (x, m, shape) = rows(storage, layout, k, n)?;
         let mut y = Vec::with_capacity(m * n);
         let into = match &self.bias {
@@ -32,10 +33,8 @@ impl CustomOp1 for Linear {
                 Into::Overwrite
             }
         };
-        with_weight(&self.weight, |w| {
-            matmul(&mut y, n, into, 1.0, Mat::rows(x, m, k, k), Mat::rows(w, n, k, k).t(), ALL_CORES);
-            Ok(())
-        })?;
+        let w = self.weight.to_f32();
+        matmul(&mut y, n, into, 1.0, Mat::rows(x, m, k, k), Mat::rows(&w, n, k, k).t(), ALL_CORES);
         Ok(output(y, shape))
     }
 
@@ -45,7 +44,7 @@ impl CustomOp1 for Linear {
 }
 
 /// `dx = dy W`.
-struct LinearBackward<'a>(&'a Tensor);
+struct LinearBackward<'a>(&'a Weight);
 
 impl CustomOp1 for LinearBackward<'_> {
     fn name(&self) -> &'static str {
@@ -53,13 +52,11 @@ impl CustomOp1 for LinearBackward<'_> {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, k) = self.0.dims2()?;
+        let (n, k) = (self.0.outputs(), self.0.inputs());
         let (dy, m, shape) = rows(storage, layout, n, k)?;
         let mut dx = vec![0.0; m * k];
-        with_weight(self.0, |w| {
-            matmul(&mut dx, k, Into::Overwrite, 1.0, Mat::rows(dy, m, n, n), Mat::rows(w, n, k, k), ALL_CORES);
-            Ok(())
-        })?;
+        let w = self.0.to_f32();
+        matmul(&mut dx, k, Into::Overwrite, 1.0, Mat::rows(dy, m, n, n), Mat::rows(&w, n, k, k), ALL_CORES);
         Ok(output(dx, shape))
     }
 }

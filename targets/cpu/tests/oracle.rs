@@ -1,7 +1,9 @@
 //! Every op against its definition in float64, loops and all, forward and backward, at sizes around every tile edge.
 
 use candle_core::{CustomOp1, Device, Tensor, Var};
-use pleinair_cpu::{Attention, Conv3x3, Geglu, GroupNorm, Kernel3x3, LayerNorm, Linear};
+use pleinair_cpu::int8::pack;
+use pleinair_cpu::{Attention, Conv3x3, Geglu, GroupNorm, LayerNorm, Linear};
+use pleinair_cpu::{Int8, Packing, Values, Weight, channels_last};
 use std::sync::Arc;
 
 /// Unit roundoff of f32: one rounding changes a number by at most this share of it.
@@ -301,6 +303,83 @@ fn apply(x: &Tensor, op: &(impl CustomOp1 + Clone + Send + Sync + 'static)) -> T
     x.apply_op1(op.clone()).unwrap()
 }
 
+/// `[out, (ky, kx, in)]` as a checkpoint has it, `[out, in, 3, 3]`.
+fn channels_first(rows: &[f32], cin: usize) -> Vec<f32> {
+    let value = |i: usize| rows[i / (9 * cin) * 9 * cin + i % 9 * cin + i % (9 * cin) / 9];
+    (0..rows.len()).map(value).collect()
+}
+
+/// A weight kept as f32.
+fn stored(rows: Vec<f32>, outputs: usize) -> Arc<Weight> {
+    let inputs = rows.len() / outputs;
+    Arc::new(Weight::new(outputs, inputs, Values::F32(rows.into())).unwrap())
+}
+
+/// The same weight in every other way of storing it; `channels` inputs share their smoothing with others of the same
+/// remainder.
+fn stored_smaller(rows: &[f32], outputs: usize, channels: usize) -> Vec<(&'static str, Arc<Weight>)> {
+    let inputs = rows.len() / outputs;
+    let halves: Vec<_> = rows.iter().map(|&w| half::f16::from_f32(w)).collect();
+    let values: Vec<i8> = rows.iter().map(|w| (w * 127.0).round() as i8).collect();
+    let scales: Vec<f32> = (0..outputs).map(|o| (o + 1) as f32 / 127.0).collect();
+    let smooth: Vec<f32> = (0..channels).map(|i| 0.5 + i as f32).collect();
+    let int8 = |packing, smooth: Option<Vec<f32>>| {
+        let values = match packing {
+            Packing::Rows => values.clone(),
+            Packing::Panels => pack::pack(&values, outputs, inputs),
+        };
+        let smooth = smooth.map(Into::into);
+        Values::Int8(Int8 { values: values.into(), packing, scales: scales.clone().into(), smooth })
+    };
+    let values = [
+        ("f16", Values::F16(halves.into())),
+        ("int8 in rows", int8(Packing::Rows, None)),
+        ("int8 in panels", int8(Packing::Panels, None)),
+        ("smoothed int8 in panels", int8(Packing::Panels, Some(smooth))),
+    ];
+    values.into_iter().map(|(name, v)| (name, Arc::new(Weight::new(outputs, inputs, v).unwrap()))).collect()
+}
+
+#[test]
+fn stored_weights_mean_what_their_parts_say() {
+    for (outputs, inputs, channels) in [(1, 1, 1), (3, 5, 5), (17, 66, 66), (4, 18, 2)] {
+        let rows: Vec<f32> = numbers(1, outputs * inputs);
+        for (name, weight) in stored_smaller(&rows, outputs, channels) {
+            let (all, what) = (weight.to_f32(), format!("{outputs} x {inputs} as {name}"));
+            for (i, (&w, &row)) in all.iter().zip(&rows).enumerate() {
+                let (o, q) = (i / inputs, (row as f64 * 127.0).round());
+                let scale = (o + 1) as f32 as f64 / 127.0;
+                let wanted = match name {
+                    "f16" => half::f16::from_f32(row).to_f64(),
+                    "smoothed int8 in panels" => q * scale / (0.5 + (i % inputs % channels) as f64),
+                    _ => q * scale,
+                };
+                // the scale's rounding, the product's, the quotient's
+                assert!((w as f64 - wanted).abs() <= 3.0 * U * wanted.abs(), "{what}: value {i} is {w}, not {wanted}");
+            }
+            for o in 0..outputs {
+                assert_eq!(weight.row(o), all[o * inputs..][..inputs], "{what}, row {o}");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_another_size_are_refused() {
+    let int8 = |values: usize, packing, scales: usize, smooth: Option<usize>| {
+        let ones = |n: usize| vec![1f32; n].into();
+        Values::Int8(Int8 { values: vec![0i8; values].into(), packing, scales: ones(scales), smooth: smooth.map(ones) })
+    };
+    let fits = |values| Weight::new(2, 9, values).is_ok();
+    assert!(fits(Values::F32(vec![0.0; 18].into())) && !fits(Values::F32(vec![0.0; 17].into())));
+    assert!(!fits(Values::F16(vec![half::f16::ZERO; 19].into())));
+    assert!(fits(int8(18, Packing::Rows, 2, None)) && fits(int8(16 * 64, Packing::Panels, 2, Some(9))));
+    assert!(fits(int8(18, Packing::Rows, 2, Some(1))), "one channel of a 3x3 convolution");
+    assert!(!fits(int8(18, Packing::Panels, 2, None)) && !fits(int8(18, Packing::Rows, 3, None)));
+    assert!(!fits(int8(18, Packing::Rows, 2, Some(2))));
+    assert!(Weight::new(0, 9, Values::F32(vec![].into())).is_err());
+}
+
 #[test]
 fn linear() {
     let shapes: [&[usize]; 6] = [&[1, 1], &[3, 8], &[2, 3, 40], &[1, 64, 65], &[3, 65, 3], &[2, 2, 2, 8]];
@@ -310,7 +389,8 @@ fn linear() {
         let what = format!("linear {shape:?} -> {outputs}, bias {biased}");
         let inputs = *shape.last().unwrap();
         let (weight, bias) = (frozen(1, &[outputs, inputs]), frozen(2, &[outputs]));
-        let op = Linear { weight: weight.as_tensor().clone(), bias: biased.then(|| bias.as_tensor().clone()) };
+        let bias_tensor = biased.then(|| bias.as_tensor().clone());
+        let op = Linear { weight: stored(flat(&weight), outputs), bias: bias_tensor.clone() };
         let (w, b) = (wide(&flat(&weight)), wide(&flat(&bias)));
         let definition = |x: &[f64]| definition::linear(x, &w, biased.then_some(&b), inputs);
         let x = numbers(3, shape.iter().product());
@@ -319,7 +399,16 @@ fn linear() {
         assert_near(&what, &y, &definition(&wide(&x)));
         // one product of `outputs` terms, the loss's included
         let run = |x: &[Tensor]| apply(&x[0], &op);
-        assert_gradients(&what, &[(x, shape)], run, |x| definition(&x[0]), outputs + 4, &[&weight, &bias]);
+        assert_gradients(&what, &[(x.clone(), shape)], run, |x| definition(&x[0]), outputs + 4, &[&weight, &bias]);
+
+        for (name, weight) in stored_smaller(&flat(&weight), outputs, inputs) {
+            let (what, w) = (format!("{what} as {name}"), wide(&weight.to_f32()));
+            let op = Linear { weight, bias: bias_tensor.clone() };
+            let definition = |x: &[f64]| definition::linear(x, &w, biased.then_some(&b), inputs);
+            assert_near(&what, &apply(&view(&x, shape), &op), &definition(&wide(&x)));
+            let run = |x: &[Tensor]| apply(&x[0], &op);
+            assert_gradients(&what, &[(x.clone(), shape)], run, |x| definition(&x[0]), outputs + 4, &[&bias]);
+        }
     }
 }
 
@@ -347,8 +436,8 @@ fn conv3x3() {
         let p = Picture { batch, height, width, cin, cout, stride };
         let what = format!("conv {batch} x {height}x{width} {cin} -> {cout}, stride {stride}");
         let (weight, bias) = (frozen(1, &[cout, cin, 3, 3]), frozen(2, &[cout]));
-        let kernel = Arc::new(Kernel3x3::new(&weight, bias.as_tensor().clone()).unwrap());
-        let op = Conv3x3 { kernel, height, width, stride };
+        let (rows, bias_tensor) = (channels_last(&flat(&weight), cin), bias.as_tensor().clone());
+        let op = Conv3x3 { weight: stored(rows.clone(), cout), bias: bias_tensor.clone(), height, width, stride };
         let (w, b) = (wide(&flat(&weight)), wide(&flat(&bias)));
         let shape = [batch, height * width, cin];
         let x = numbers(3, shape.iter().product());
@@ -361,7 +450,16 @@ fn conv3x3() {
         let run = |x: &[Tensor]| apply(&x[0], &op);
         // nine taps of `cout` terms, the loss's product included
         let definition = |x: &[Vec<f64>]| definition::conv(&x[0], p, &w, &b);
-        assert_gradients(&what, &[(x, &shape)], run, definition, 9 * cout + 4, &[&weight, &bias]);
+        assert_gradients(&what, &[(x.clone(), &shape)], run, definition, 9 * cout + 4, &[&weight, &bias]);
+
+        for (name, weight) in stored_smaller(&rows, cout, cin) {
+            let (what, w) = (format!("{what} as {name}"), wide(&channels_first(&weight.to_f32(), cin)));
+            let op = Conv3x3 { weight, bias: bias_tensor.clone(), height, width, stride };
+            let definition = |x: &[Vec<f64>]| definition::conv(&x[0], p, &w, &b);
+            assert_near(&what, &apply(&view(&x, &shape), &op), &definition(&[wide(&x)]));
+            let run = |x: &[Tensor]| apply(&x[0], &op);
+            assert_gradients(&what, &[(x.clone(), &shape)], run, definition, 9 * cout + 4, &[&bias]);
+        }
     }
 }
 
@@ -517,9 +615,8 @@ fn geglu() {
 #[test]
 fn bad_input_is_an_error() {
     let zeros = |shape: &[usize]| tensor(&vec![0.0; shape.iter().product()], shape);
-    let linear = Linear { weight: zeros(&[4, 3]), bias: None };
-    let kernel = Arc::new(Kernel3x3::new(&zeros(&[4, 3, 3, 3]), zeros(&[4])).unwrap());
-    let conv = Conv3x3 { kernel, height: 2, width: 3, stride: 1 };
+    let linear = Linear { weight: stored(vec![0.0; 12], 4), bias: None };
+    let conv = Conv3x3 { weight: stored(vec![0.0; 4 * 27], 4), bias: zeros(&[4]), height: 2, width: 3, stride: 1 };
     let group = |groups| GroupNorm { weight: zeros(&[4]), bias: zeros(&[4]), groups, eps: 1e-5, silu: false };
     let layer = LayerNorm { weight: zeros(&[4]), bias: zeros(&[4]), eps: 1e-5 };
 
@@ -530,9 +627,8 @@ fn bad_input_is_an_error() {
     assert!(zeros(&[1, 3, 6]).transpose(1, 2).unwrap().apply_op1(linear).is_err(), "strided");
     assert!(zeros(&[1, 5, 3]).apply_op1(conv.clone()).is_err(), "5 pixels for 6");
     assert!(zeros(&[1, 6, 4]).apply_op1(conv.clone()).is_err(), "4 channels for 3");
-    assert!(zeros(&[6, 3]).apply_op1(conv).is_err(), "no batch");
-    assert!(Kernel3x3::new(&zeros(&[4, 3, 1, 9]), zeros(&[4])).is_err(), "1x9");
-    assert!(Kernel3x3::new(&zeros(&[4, 3, 3, 3]), zeros(&[3])).is_err(), "3 biases for 4 channels");
+    assert!(zeros(&[6, 3]).apply_op1(conv.clone()).is_err(), "no batch");
+    assert!(x.apply_op1(Conv3x3 { bias: zeros(&[3]), ..conv.clone() }).is_err(), "3 biases for 4 channels");
     assert!(zeros(&[1, 6, 3]).apply_op1(group(2)).is_err(), "3 channels for 4");
     assert!(zeros(&[1, 6, 4]).apply_op1(group(3)).is_err(), "4 channels in 3 groups");
     assert!(zeros(&[1, 6, 4]).apply_op1(group(0)).is_err(), "no groups");
@@ -561,6 +657,6 @@ fn the_comparison_catches_nan() {
 #[should_panic(expected = "direction 0: slope")]
 fn the_comparison_catches_a_wrong_slope() {
     let twice = |x: &[Vec<f64>]| definition::linear(&x[0], &[2.0001], None, 1);
-    let op = Linear { weight: tensor(&[2.0], &[1, 1]), bias: None };
+    let op = Linear { weight: stored(vec![2.0], 1), bias: None };
     assert_gradients("wrong", &[(vec![0.5, 1.0], &[2, 1])], |x| apply(&x[0], &op), twice, 8, &[]);
 }

@@ -1,0 +1,3 @@
+//! Symmetric int8.
+
+pub mod pack;

@@ -10,3 +10,4 @@ pub mod layers;
 pub mod rules;
 pub mod synth;
 pub mod tensors;
+pub mod writer;

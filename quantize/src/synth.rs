@@ -4,11 +4,10 @@
 use crate::configs::Model;
 use crate::folder::{NewFolder, make_folder, write_json, write_synced};
 use crate::tensors::{self, Role, TensorSpec};
+use crate::writer::{self, Entry};
 use pleinair::sampler::TorchRng;
 use pleinair::{Error, Result};
-use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value};
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,7 +110,7 @@ impl Synth {
     }
 }
 
-/// A safetensors file: the header, then the tensors in its order as they are drawn. Returns its length.
+/// Draws the tensors one after the other into a safetensors file; returns its length.
 fn write_weights(
     path: &Path,
     tensors: &[TensorSpec],
@@ -119,47 +118,27 @@ fn write_weights(
     rng: &mut TorchRng,
     interrupted: &AtomicBool,
 ) -> Result<u64> {
-    let header = header(tensors, dtype);
-    let mut length = 8 + header.len() as u64;
-    let mut stopped = false;
-    let outcome = write_synced(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
-        let mut bytes = Vec::with_capacity(4 * CHUNK);
-        for tensor in tensors {
-            for start in (0..tensor.parameters()).step_by(CHUNK) {
-                if interrupted.load(Ordering::Relaxed) {
-                    stopped = true;
-                    return Err(std::io::ErrorKind::Interrupted.into());
-                }
-                bytes.clear();
-                let values = draw(tensor, CHUNK.min(tensor.parameters() - start), rng);
-                values.map_err(std::io::Error::other)?.into_iter().for_each(|value| dtype.append(value, &mut bytes));
-                file.write_all(&bytes)?;
-                length += bytes.len() as u64;
+    let entry = |tensor: &TensorSpec| Entry {
+        name: tensor.name.clone(),
+        dtype: dtype.safetensors(),
+        shape: tensor.shape.clone(),
+    };
+    let entries: Vec<_> = tensors.iter().map(entry).collect();
+    let (mut next, mut bytes) = (tensors.iter(), Vec::with_capacity(4 * CHUNK));
+    let written = writer::write(path, &entries, |_, sink| {
+        let tensor = next.next().expect("an entry for each tensor");
+        for start in (0..tensor.parameters()).step_by(CHUNK) {
+            if interrupted.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
             }
+            bytes.clear();
+            let values = draw(tensor, CHUNK.min(tensor.parameters() - start), rng)?;
+            values.into_iter().for_each(|value| dtype.append(value, &mut bytes));
+            sink(&bytes)?;
         }
         Ok(())
-    });
-    match stopped {
-        true => Err(Error::Interrupted),
-        false => outcome.map(|()| length),
-    }
-}
-
-/// The header in JSON, filled up to a multiple of 8 bytes as the format asks.
-fn header(tensors: &[TensorSpec], dtype: Dtype) -> Vec<u8> {
-    let mut end = 0;
-    let infos = tensors.iter().map(|tensor| {
-        let (dtype, start) = (dtype.safetensors(), end);
-        end += tensor.parameters() * dtype.bitsize() / 8;
-        (tensor.name.clone(), TensorInfo { dtype, shape: tensor.shape.clone(), data_offsets: (start, end) })
-    });
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]); // diffusers asks for it
-    let metadata = Metadata::new(Some(format), infos.collect()).expect("tensors lie one behind the other");
-    let mut json = serde_json::to_vec(&metadata).expect("names and numbers can be written as JSON");
-    json.resize(json.len().next_multiple_of(8), b' ');
-    json
+    })?;
+    Ok(written.bytes)
 }
 
 /// The next `count` values of a tensor. Every layer keeps the spread of its input and normalisations do little, so

@@ -34,6 +34,22 @@ impl Painter {
     /// # Errors
     /// Whatever an arrow of the sentence reports, and any error `on_step` returns.
     pub fn paint(&self, order: &Order, on_step: &mut OnStep<'_>) -> Result<Canvas> {
+        self.decode(&self.paint_latent(order, on_step)?)
+    }
+
+    /// The picture of a latent.
+    ///
+    /// # Errors
+    /// If the latent is not `[1, 4, h, w]`.
+    pub fn decode(&self, latent: &Latent) -> Result<Canvas> {
+        Canvas::from_planar(&self.vae.decode(latent)?)
+    }
+
+    /// A painting that is not decoded yet.
+    ///
+    /// # Errors
+    /// As [`Painter::paint`].
+    pub fn paint_latent(&self, order: &Order, on_step: &mut OnStep<'_>) -> Result<Latent> {
         let (width, height) = order.size(&self.bundle)?;
         let plan = Plan::new(&self.schedule, order.sampler, order.steps, order.strength()?)?;
         let mut rng = TorchRng::new(order.seed);
@@ -45,8 +61,7 @@ impl Painter {
             None => plan.start(&rng.randn(&self.latent_shape(width, height))?)?,
         };
         let mut denoiser = Guided::new(self, order, control)?;
-        let latent = sample(&mut denoiser, &plan, start, &mut |shape| rng.randn(shape), on_step)?;
-        Canvas::from_planar(&self.vae.decode(&Latent(latent))?)
+        Ok(Latent(sample(&mut denoiser, &plan, start, &mut |shape| rng.randn(shape), on_step)?))
     }
 
     /// A picture's latent, carried up to the plan's first timestep: by noise (SDEdit, as in the paper) or by running the
@@ -144,12 +159,13 @@ impl Painter {
         &self.schedule
     }
 
-    /// A quick look at an unfinished painting: the denoised estimate of a step, decoded.
+    /// A quick look at an unfinished painting: the denoised estimate of a step, decoded by the bundle's tiny decoder where
+    /// it has one.
     ///
     /// # Errors
     /// If the latent is not `[1, 4, h, w]`.
     pub fn preview(&self, denoised: &candle_core::Tensor) -> Result<Canvas> {
-        Canvas::from_planar(&self.vae.decode(&Latent(denoised.clone()))?)
+        Canvas::from_planar(&self.vae.preview(&Latent(denoised.clone()))?)
     }
 
     fn latent_shape(&self, width: usize, height: usize) -> [usize; 4] {

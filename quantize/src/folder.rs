@@ -110,7 +110,10 @@ pub(crate) fn make_folder(path: &Path) -> Result<()> {
 }
 
 /// Writes a file and waits until it is on the disk.
-pub(crate) fn write_synced(path: &Path, contents: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
+pub(crate) fn write_synced(
+    path: &Path,
+    contents: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
+) -> Result<()> {
     make_folder(parent(path))?;
     let file = File::create(path).map_err(Error::io(path))?;
     let mut writer = BufWriter::new(&file);
@@ -143,4 +146,3 @@ fn sync_tree(folder: &Path) -> Result<()> {
     }
     sync_folder(folder)
 }
-

@@ -99,9 +99,8 @@ pub fn pieces(tensors: &[TensorSpec]) -> Vec<Piece> {
 /// The joined layer that `path` is a part of, and whether it is the first.
 fn joined(path: &str) -> Option<(String, bool)> {
     let (parent, layer) = path.rsplit_once('.')?;
-    let (_, together, parts) = JOINED.iter().find(|(place, _, parts)| {
-        parent.rsplit('.').next() == Some(place) && parts.contains(&layer)
-    })?;
+    let (_, together, parts) =
+        JOINED.iter().find(|(place, _, parts)| parent.rsplit('.').next() == Some(place) && parts.contains(&layer))?;
     Some((format!("{parent}.{together}"), parts[0] == layer))
 }
 
@@ -136,7 +135,9 @@ mod tests {
     fn no_value_is_lost_or_doubled() {
         for model in [Model::Tiny, Model::Sd15] {
             let (unet, text) = (model.unet(), model.text_encoder());
-            for list in [tensors::unet(&unet), tensors::controlnet(&model.controlnet(), &unet), tensors::text_encoder(&text)] {
+            for list in
+                [tensors::unet(&unet), tensors::controlnet(&model.controlnet(), &unet), tensors::text_encoder(&text)]
+            {
                 let pieces = pieces(&list);
                 let mut sources: Vec<_> = pieces.iter().flat_map(|piece| &piece.sources).collect();
                 let mut names: Vec<_> = list.iter().map(|tensor| &tensor.name).collect();

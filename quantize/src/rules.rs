@@ -61,8 +61,8 @@ pub fn choose(layer: &str, asked: Dtype, rules: &[Rule]) -> Choice {
     if let Some(rule) = rules.iter().rev().find(|rule| rule.matches(layer)) {
         return kept(rule.dtype, format!("rule {}", rule.text));
     }
-    let fine = |pattern: &&str| Glob::new(pattern).is_ok_and(|glob| glob.compile_matcher().is_match(layer));
-    match asked == Dtype::Int8 && FINE.iter().any(|pattern| fine(&pattern)) {
+    let fine = |pattern: &str| Glob::new(pattern).is_ok_and(|glob| glob.compile_matcher().is_match(layer));
+    match asked == Dtype::Int8 && FINE.iter().any(|pattern| fine(pattern)) {
         true => kept(Dtype::F16, "default".to_owned()),
         false => Choice { dtype: asked, kept: None, open: true },
     }

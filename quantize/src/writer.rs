@@ -31,16 +31,20 @@ impl Entry {
     }
 }
 
-/// The tensors in the order in which they lie in the file: widest numbers first, so that each begins at a multiple of its
-/// own width. int8 panels are multiples of 64 bytes; what comes before them is filled up with a tensor named `padding`.
+/// The tensors in the order in which they lie in the file: int8, whose scales are known once it is written, then f32,
+/// then f16. So each begins at a multiple of its numbers' width: int8 panels are multiples of 64 bytes, and what is missing
+/// behind other int8 is filled up with a tensor named `padding`.
 pub fn in_file_order(mut entries: Vec<Entry>) -> Vec<Entry> {
-    entries.sort_by_key(|entry| std::cmp::Reverse(entry.dtype.bitsize()));
-    let first_int8 = entries.iter().position(|entry| entry.dtype == Dtype::I8).unwrap_or(entries.len());
-    let before: usize = entries[..first_int8].iter().map(Entry::bytes).sum();
-    let missing = before.next_multiple_of(ALIGNMENT) - before;
-    if missing > 0 && first_int8 < entries.len() {
-        let padding = Entry { name: "padding".into(), dtype: Dtype::U8, shape: vec![missing] };
-        entries.insert(first_int8, padding);
+    entries.sort_by_key(|entry| match entry.dtype {
+        Dtype::I8 => 0,
+        Dtype::F32 => 1,
+        _ => 2,
+    });
+    let int8 = entries.iter().take_while(|entry| entry.dtype == Dtype::I8).count();
+    let bytes: usize = entries[..int8].iter().map(Entry::bytes).sum();
+    let missing = bytes.next_multiple_of(ALIGNMENT) - bytes;
+    if missing > 0 {
+        entries.insert(int8, Entry { name: "padding".into(), dtype: Dtype::U8, shape: vec![missing] });
     }
     entries
 }
@@ -113,13 +117,14 @@ mod tests {
     #[test]
     fn every_tensor_lies_where_a_map_can_use_it() {
         let entries = in_file_order(vec![
-            entry("a", Dtype::I8, &[1, 16, 16, 4]),
-            entry("b", Dtype::F16, &[3]),
+            entry("a", Dtype::F16, &[3]),
+            entry("b", Dtype::I8, &[1, 16, 16, 4]),
             entry("c", Dtype::F32, &[5]),
             entry("d", Dtype::I8, &[1, 16, 16, 4]),
+            entry("e", Dtype::I8, &[3, 3]),
         ]);
         let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
-        assert_eq!(names, ["c", "b", "padding", "a", "d"]);
+        assert_eq!(names, ["b", "d", "e", "padding", "c", "a"]);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.safetensors");
         let filled = |entry: &Entry, sink: &mut dyn FnMut(&[u8]) -> Result<()>| {
@@ -130,7 +135,7 @@ mod tests {
         let file = std::fs::read(&path).unwrap();
         assert_eq!(written, FileEntry::of(&path).unwrap());
         let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
-        for (name, alignment) in [("c", 4), ("b", 2), ("a", 64), ("d", 64)] {
+        for (name, alignment) in [("c", 64), ("a", 2), ("b", 64), ("d", 64)] {
             let offset = tensors.tensor(name).unwrap().data().as_ptr() as usize - file.as_ptr() as usize;
             assert!(offset.is_multiple_of(alignment), "{name} at {offset}");
         }

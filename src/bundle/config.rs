@@ -358,6 +358,13 @@ fn sd_scaling() -> f64 {
 }
 
 impl VaeConfig {
+    /// What the program needs to know of a VAE that has become ONNX: pixels a side of a latent cell (a power of two),
+    /// channels of a latent, and the factor that latents are scaled by.
+    pub fn new(factor: usize, latent_channels: usize, scaling_factor: f64) -> Self {
+        let block_out_channels = vec![latent_channels; factor.ilog2() as usize + 1];
+        VaeConfig { block_out_channels, latent_channels, scaling_factor, shift_factor: None }
+    }
+
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = vec![];
         if self.shift_factor.is_some_and(|s| s != 0.0) {

@@ -62,7 +62,21 @@ impl Bundle {
     fn open_bundle(folder: &Path) -> Result<Self> {
         let manifest = Manifest::read(folder)?;
         manifest.verify(folder)?;
-        Ok(Bundle {
+        Ok(Self::from_manifest(folder, manifest))
+    }
+
+    /// The bundle that a manifest describes, wherever its files are; they are not looked at.
+    ///
+    /// # Errors
+    /// If it describes a network that this program does not run; every such key is named.
+    pub fn describe(folder: &Path, manifest: Manifest) -> Result<Self> {
+        let bundle = Self::from_manifest(folder, manifest);
+        let problems = bundle.problems();
+        if problems.is_empty() { Ok(bundle) } else { Err(Error::Model { folder: bundle.folder, problems }) }
+    }
+
+    fn from_manifest(folder: &Path, manifest: Manifest) -> Self {
+        Bundle {
             unet: manifest.unet.config.clone(),
             text: manifest.text_encoder.config.clone(),
             vae: manifest.vae.config.clone(),
@@ -70,7 +84,7 @@ impl Bundle {
             manifest: Some(manifest),
             probe: None,
             folder: folder.to_path_buf(),
-        })
+        }
     }
 
     fn open_diffusers(folder: &Path) -> Result<Self> {

@@ -48,6 +48,11 @@ pub struct LayerWeight {
 }
 
 impl LayerWeight {
+    /// The weight itself.
+    pub fn weight(&self) -> &Arc<Weight> {
+        &self.weight
+    }
+
     /// The weight to multiply `x` with.
     ///
     /// # Errors
@@ -141,9 +146,26 @@ impl Weights {
         })
     }
 
+    /// The values of a tensor as f32, in the order in which they are stored.
+    ///
+    /// # Errors
+    /// If there is no such tensor, it is of an unreadable type, or reading the file fails.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        match self.tensors.get(name) {
+            Some(place) => place.read(name),
+            None => Err(Error::file(&self.folder.join(&self.part), format!("tensor {name} is missing"))),
+        }
+    }
+
     /// Numbers in all tensors of the part.
     pub fn parameters(&self) -> usize {
         self.tensors.values().map(|place| place.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Bytes that all tensors of the part take.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |place: &Place| (place.shape.iter().product::<usize>() * place.dtype.bitsize() / 8) as u64;
+        self.tensors.values().map(bytes).sum()
     }
 
     /// # Errors

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, PaddingParams, PaddingStrategy};
 
 use crate::error::{Error, Result};
 
@@ -42,10 +42,11 @@ impl Tokenizer {
         } else {
             (folder.join("vocab.json"), from_vocabulary(folder)?)
         };
+        let padding = inner.get_padding().cloned();
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|fault| not_a_tokenizer(&path, fault))?;
 
-        let config = Config::read(folder)?;
+        let config = Config::read(folder, padding)?;
         let mut ids = [0; 4];
         for (id, token) in ids.iter_mut().zip(config.special_tokens()) {
             let content = token.content.clone();
@@ -100,6 +101,22 @@ impl Tokenizer {
     /// The id that fills the positions after the end.
     pub fn pad(&self) -> u32 {
         self.pad
+    }
+
+    /// A `tokenizer.json` that alone opens as this tokenizer: its padding says which token pads and how many positions
+    /// there are.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the tokenizer cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        let mut whole = self.inner.clone();
+        whole.with_padding(Some(PaddingParams {
+            strategy: PaddingStrategy::Fixed(self.positions),
+            pad_id: self.pad,
+            pad_token: self.inner.id_to_token(self.pad).unwrap_or_default(),
+            ..PaddingParams::default()
+        }));
+        whole.to_string(false).map_err(|fault| Error::Usage(format!("the tokenizer cannot be written: {fault}")))
     }
 
     /// How many positions a prompt has, start and end included: 77.
@@ -163,11 +180,14 @@ fn read_json(path: &Path) -> Result<Option<Value>> {
 struct Config {
     config: Value,
     special_tokens_map: Value,
+    /// Of `tokenizer.json`; it speaks where the others are silent.
+    padding: Option<PaddingParams>,
 }
 
 impl Config {
-    fn read(folder: &Path) -> Result<Config> {
+    fn read(folder: &Path, padding: Option<PaddingParams>) -> Result<Config> {
         Ok(Config {
+            padding,
             config: read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default(),
             special_tokens_map: read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default(),
         })
@@ -177,7 +197,8 @@ impl Config {
     fn special_tokens(&self) -> [AddedToken; 4] {
         let start = self.special_token("bos_token", "<|startoftext|>");
         let end = self.special_token("eos_token", "<|endoftext|>");
-        let pad = self.special_token("pad_token", "<|endoftext|>");
+        let pads = self.padding.as_ref().map_or("<|endoftext|>", |padding| &padding.pad_token);
+        let pad = self.special_token("pad_token", pads);
         [start, end, pad, self.special_token("unk_token", "<|endoftext|>")]
     }
 
@@ -203,7 +224,12 @@ impl Config {
 
     /// `model_max_length`, which some files leave at a huge number: CLIP's text encoder has no more than 77 positions.
     fn positions(&self, folder: &Path) -> Result<usize> {
-        let Some(length) = self.config.get("model_max_length").and_then(Value::as_f64) else { return Ok(POSITIONS) };
+        let fixed = self.padding.as_ref().and_then(|padding| match padding.strategy {
+            PaddingStrategy::Fixed(length) => Some(length as f64),
+            PaddingStrategy::BatchLongest => None,
+        });
+        let given = self.config.get("model_max_length").and_then(Value::as_f64).or(fixed);
+        let Some(length) = given else { return Ok(POSITIONS) };
         if length < 3.0 {
             let what = format!("model_max_length is {length}, which leaves no room for a word; 77 is usual");
             return Err(Error::file(&folder.join("tokenizer_config.json"), what));
@@ -235,6 +261,23 @@ mod tests {
     }
 
     const PARTS: [&str; 3] = ["vocab.json", "merges.txt", "tokenizer_config.json"];
+
+    #[test]
+    fn one_file_says_everything() {
+        let pads_with_an_exclamation_mark = r#"{"pad_token": "!", "model_max_length": 20}"#;
+        let parts =
+            folder_with(&["vocab.json", "merges.txt"], &[("tokenizer_config.json", pads_with_an_exclamation_mark)]);
+        let before = Tokenizer::open(parts.path()).unwrap();
+        let whole = folder_with(&[], &[("tokenizer.json", &before.to_json().unwrap())]);
+        let after = Tokenizer::open(whole.path()).unwrap();
+        let told = |t: &Tokenizer| (t.bos(), t.eos(), t.pad(), t.positions());
+        assert_eq!(told(&before), told(&after));
+        assert_eq!((before.pad(), before.positions()), (before.word("!").unwrap(), 20));
+        for text in ["a photo of a Boat, in the style of X-1!", "", "<|endoftext|> caf\u{e9}  \t 12"] {
+            assert_eq!(before.encode(text).unwrap(), after.encode(text).unwrap(), "{text:?}");
+        }
+        assert_eq!(before.to_json().unwrap(), after.to_json().unwrap());
+    }
 
     /// Ids of the reference, -1 and -2 at the places of two styles, and how many were dropped.
     fn expected(case: &Value) -> (Vec<i64>, u64) {

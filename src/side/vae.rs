@@ -16,6 +16,7 @@ use tract_onnx::prelude::{Framework, InferenceModel, InferenceModelExt};
 pub struct Vae {
     encoder: Side,
     decoder: Side,
+    tiny_decoder: Option<Side>,
     scaling_factor: f32,
     factor: usize,
     latent_channels: usize,
@@ -69,6 +70,7 @@ impl Vae {
         Ok(Vae {
             encoder: Side::open(&files.encoder)?,
             decoder: Side::open(&files.decoder)?,
+            tiny_decoder: bundle.tiny_decoder().map(|path| Side::open(&path)).transpose()?,
             scaling_factor: bundle.vae.scaling_factor as f32,
             factor: bundle.factor(),
             latent_channels: bundle.vae.latent_channels,
@@ -120,6 +122,17 @@ impl Vae {
     /// If the latent is not `[1, 4, h, w]`.
     pub fn decode(&self, latent: &Latent) -> Result<Tensor> {
         self.decoder.run(&(&latent.0 / self.scaling_factor as f64)?, &self.threads)
+    }
+
+    /// About the same picture, from the tiny decoder where the bundle has one.
+    ///
+    /// # Errors
+    /// If the latent is not `[1, 4, h, w]`.
+    pub fn preview(&self, latent: &Latent) -> Result<Tensor> {
+        match &self.tiny_decoder {
+            Some(tiny) => tiny.run(&latent.0, &self.threads),
+            None => self.decode(latent),
+        }
     }
 }
 

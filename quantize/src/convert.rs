@@ -1,0 +1,372 @@
+//! `convert`: a full-precision pipeline in, a bundle out.
+
+use crate::calibrate::{self, Budget};
+use crate::folder::{NewFolder, write_json, write_synced};
+use crate::network::Network;
+use crate::onnx::{self, Storage, VaeKind};
+use crate::report::{self, Quality};
+use crate::rules::{self, Rule};
+use crate::source::{Options, Part, Source};
+use crate::tensors::{self, TensorSpec};
+use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
+use pleinair::bundle::manifest::{Control, Dtype, FORMAT, FileEntry, Manifest, Network as Entry, Target};
+use pleinair::bundle::{Bundle, manifest};
+use pleinair::{Error, Result};
+use pleinair_cpu::Packing;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
+
+/// What to convert, how, and where to.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Convert {
+    /// A diffusers folder, or a single-file checkpoint (.safetensors, .ckpt, .pth) in Stable Diffusion's first naming
+    #[arg(long, value_name = "DIR|FILE")]
+    pub from: PathBuf,
+    /// How weights are stored: int8 for linear layers and convolutions with f16 for the rest, all f16, or all f32
+    #[arg(long, value_parser = one_of::<Dtype>)]
+    pub dtype: Dtype,
+    /// Which machine's kernels the weights are laid out for: cpu, cuda, metal or portable
+    #[arg(long, value_parser = one_of::<Target>, default_value = "cpu")]
+    pub target: Target,
+    /// A ControlNet to go with it, as a diffusers folder or a single file; a folder's own is taken without asking
+    #[arg(long, value_name = "DIR|FILE")]
+    pub controlnet: Option<PathBuf>,
+    /// What the ControlNet looks at: soft-edge, depth or canny
+    #[arg(long, value_parser = one_of::<Control>, default_value = "soft-edge")]
+    pub control: Control,
+    /// A LoRA to fold in, with its weight (repeatable)
+    #[arg(long, value_name = "FILE:WEIGHT", value_parser = lora)]
+    pub lora: Vec<(PathBuf, f32)>,
+    /// Another VAE: a diffusers folder or a single file
+    #[arg(long, value_name = "DIR|FILE")]
+    pub vae: Option<PathBuf>,
+    /// A small decoder for previews: AutoencoderTiny as a folder or .safetensors, or a decoder as .onnx
+    #[arg(long, value_name = "DIR|FILE")]
+    pub tiny_vae: Option<PathBuf>,
+    /// A depth estimator to include, as .onnx
+    #[arg(long, value_name = "FILE")]
+    pub depth: Option<PathBuf>,
+    /// The folder whose config.json files describe a single-file checkpoint that has not Stable Diffusion 1.5's shape
+    #[arg(long, value_name = "DIR")]
+    pub config: Option<PathBuf>,
+    /// The tokenizer's folder, for a single-file checkpoint with other words than Stable Diffusion's
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    /// Where the weights come from, in words, for bundle.json
+    #[arg(long, value_name = "TEXT")]
+    pub source: Option<String>,
+    /// Under which licence they are, for bundle.json
+    #[arg(long, value_name = "TEXT")]
+    pub license: Option<String>,
+    /// Store layers whose names match otherwise, such as 'up_blocks.3.*=f16' (repeatable; the last that matches wins)
+    #[arg(long, value_name = "PATTERN=DTYPE")]
+    pub keep: Vec<Rule>,
+    /// Run this many short samplings with fixed seeds to choose smoothing scales and find the layers that must stay f16
+    #[arg(long, value_name = "N")]
+    pub calibrate: Option<usize>,
+    /// A layer that as int8 alone brings the denoised latents below this PSNR, in dB, stays f16; needs --calibrate
+    #[arg(long, value_name = "DB", default_value_t = calibrate::LAYER_BUDGET)]
+    pub layer_budget: f64,
+    /// The bundle to make
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace the bundle that is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// One of the words that JSON has for a type's values.
+fn one_of<T: DeserializeOwned>(word: &str) -> std::result::Result<T, String> {
+    serde_json::from_value(Value::from(word)).map_err(|e| e.to_string())
+}
+
+fn lora(text: &str) -> std::result::Result<(PathBuf, f32), String> {
+    let example = "write it like style.safetensors:0.8";
+    let (file, weight) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} has no weight; {example}"))?;
+    match f32::from_str(weight) {
+        Ok(weight) if weight.is_finite() => Ok((file.into(), weight)),
+        _ => Err(format!("{weight:?} is no weight; {example}")),
+    }
+}
+
+/// What became of a model.
+#[derive(Debug)]
+pub struct Summary {
+    /// The manifest that was written.
+    pub manifest: Manifest,
+    /// What is worth knowing besides.
+    pub warnings: Vec<String>,
+}
+
+/// A model's networks as its configurations describe them.
+struct Networks {
+    unet: Network,
+    controlnet: Option<Network>,
+    text_encoder: Network,
+}
+
+impl Convert {
+    /// Makes the bundle; `interrupted` ends the work within a tensor, `tell` hears of every step in words.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a place that is taken or a rule that matches nothing, [`Error::Model`] with everything that is
+    /// missing or of another architecture, [`Error::Interrupted`], or the disk. No bundle appears then, and an old one is
+    /// as it was.
+    pub fn run(&self, interrupted: &AtomicBool, tell: &mut dyn FnMut(&str)) -> Result<Summary> {
+        let folder = NewFolder::begin(&self.out, self.force)?;
+        let source = self.open()?;
+        let mut manifest = self.manifest(&source)?;
+        let mut networks = self.networks(&source, &manifest, self.dtype, &self.keep)?;
+        let layers: Vec<String> = networks.each().flat_map(|network| network.layers()).collect();
+        rules::check(&self.keep, layers.iter().map(String::as_str))?;
+        self.side_models(&source, folder.path(), &mut manifest)?;
+
+        let full = match self.calibrate {
+            Some(samplings) if self.dtype == Dtype::Int8 => {
+                tell("writing the model at full precision, to measure it");
+                let full = self.full_precision(&source, &manifest, folder.path(), interrupted)?;
+                let budget = Budget { samplings, layer: self.layer_budget };
+                calibrate::calibrate(full.path(), budget, &mut networks.quantised(), interrupted, tell)?;
+                Some(full)
+            }
+            _ => None,
+        };
+        tell("writing the bundle");
+        networks.write(&source, folder.path(), &mut manifest, interrupted)?;
+        write_json(&folder.path().join(manifest::FILE_NAME), &manifest)?;
+        if let Some(full) = full {
+            tell("comparing the bundle with the model");
+            let quality = Quality::measure(full.path(), folder.path(), report::SEEDS, interrupted)?;
+            manifest.quality = Some(serde_json::to_value(quality).expect("numbers can be written as JSON"));
+            full.close().map_err(Error::io(folder.path()))?;
+            write_json(&folder.path().join(manifest::FILE_NAME), &manifest)?;
+        }
+        folder.finish()?;
+        Ok(Summary { manifest, warnings: source.warnings().to_vec() })
+    }
+
+    fn open(&self) -> Result<Source> {
+        Source::open(&Options {
+            from: &self.from,
+            config: self.config.as_deref(),
+            tokenizer: self.tokenizer.as_deref(),
+            controlnet: self.controlnet.as_deref(),
+            vae: self.vae.as_deref(),
+            loras: &self.lora,
+        })
+    }
+
+    /// The manifest without its layers and files, its configurations checked.
+    fn manifest(&self, source: &Source) -> Result<Manifest> {
+        let vae = self.vae_kind(source)?;
+        let manifest = Manifest {
+            format: FORMAT.to_owned(),
+            target: self.target,
+            dtype: self.dtype,
+            source: self.source.clone(),
+            license: self.license.clone(),
+            control: source.has(Part::ControlNet).then_some(self.control),
+            unet: self.entry::<UnetConfig>(source, Part::Unet, "UNet2DConditionModel")?,
+            controlnet: match source.has(Part::ControlNet) {
+                true => Some(self.entry::<ControlNetConfig>(source, Part::ControlNet, "ControlNetModel")?),
+                false => None,
+            },
+            text_encoder: self.entry::<TextConfig>(source, Part::TextEncoder, "CLIPTextModel")?,
+            vae: Entry {
+                kind: vae.class_name().to_owned(),
+                dtype: if self.dtype == Dtype::F32 { Dtype::F32 } else { Dtype::F16 },
+                config: VaeConfig::new(vae.factor(), vae.latent_channels(), vae.scaling_factor()),
+                parameters: 0,
+                layers: BTreeMap::new(),
+            },
+            files: BTreeMap::new(),
+            quality: None,
+        };
+        Bundle::describe(&self.from, manifest.clone())?;
+        Ok(manifest)
+    }
+
+    fn entry<C: DeserializeOwned>(&self, source: &Source, part: Part, kind: &str) -> Result<Entry<C>> {
+        let Some(config) = source.config(part) else {
+            return Err(Error::file(&self.from, format!("has no {part}; name a whole pipeline")));
+        };
+        let config = serde_json::from_value(config.clone())
+            .map_err(|e| Error::file(&self.from, format!("the {part}'s configuration is not the one that belongs there: {e}")))?;
+        let dtype = if part == Part::TextEncoder && self.dtype == Dtype::Int8 { Dtype::F16 } else { self.dtype };
+        Ok(Entry { kind: kind.to_owned(), dtype, config, parameters: 0, layers: BTreeMap::new() })
+    }
+
+    fn vae_kind(&self, source: &Source) -> Result<VaeKind> {
+        match source.config(Part::Vae) {
+            Some(config) => VaeKind::from_json(config),
+            None => Err(Error::file(&self.from, "has no VAE; name one with --vae")),
+        }
+    }
+
+    /// The networks of the model, compared with what the source has.
+    fn networks(&self, source: &Source, manifest: &Manifest, dtype: Dtype, rules: &[Rule]) -> Result<Networks> {
+        let unet = &manifest.unet.config;
+        let text = tensors::text_encoder(&manifest.text_encoder.config);
+        let controlnet = manifest.controlnet.as_ref().map(|net| tensors::controlnet(&net.config, unet));
+        let unet = tensors::unet(unet);
+        let mut problems = vec![];
+        missing(source, Part::Unet, &unet, &mut problems);
+        missing(source, Part::TextEncoder, &text, &mut problems);
+        if let Some(controlnet) = &controlnet {
+            missing(source, Part::ControlNet, controlnet, &mut problems);
+        }
+        if !problems.is_empty() {
+            return Err(Error::Model { folder: self.from.clone(), problems });
+        }
+        let packing = if self.target == Target::Cpu { Packing::Panels } else { Packing::Rows };
+        let network = |part, tensors: &[TensorSpec]| Network::new(part, tensors, dtype, rules, packing);
+        Ok(Networks {
+            unet: network("unet", &unet),
+            controlnet: controlnet.map(|tensors| network("controlnet", &tensors)),
+            text_encoder: network("text_encoder", &text),
+        })
+    }
+
+    /// Everything that is not a network on the hot path: VAE, depth, tokenizer, schedule.
+    fn side_models(&self, source: &Source, folder: &Path, manifest: &mut Manifest) -> Result<()> {
+        let mut put = |name: &str, bytes: &[u8]| -> Result<()> {
+            let path = folder.join(name);
+            write_synced(&path, |file| file.write_all(bytes))?;
+            manifest.files.insert(name.to_owned(), FileEntry::of(&path).map_err(Error::io(&path))?);
+            Ok(())
+        };
+        let storage = if self.dtype == Dtype::F32 { Storage::F32 } else { Storage::F16 };
+        let (vae, mut tensors) = (self.vae_kind(source)?, VaeTensors::new(source));
+        put("vae_encoder.onnx", &vae.encoder(&mut tensors, storage)?)?;
+        put("vae_decoder.onnx", &vae.decoder(&mut tensors, storage)?)?;
+        if let Some(tiny) = &self.tiny_vae {
+            put("tiny_vae_decoder.onnx", &tiny_decoder(tiny, storage, manifest.unet.config.in_channels)?)?;
+        }
+        if let Some(depth) = &self.depth {
+            onnx::check(depth, onnx::Kind::Depth)?;
+            put("depth.onnx", &std::fs::read(depth).map_err(Error::io(depth))?)?;
+        }
+        put("tokenizer.json", source.tokenizer()?.to_json()?.as_bytes())?;
+        let schedule = serde_json::to_vec_pretty(&plain(source.scheduler())).expect("JSON can be written as JSON");
+        put("scheduler.json", &schedule)?;
+        manifest.vae.parameters = tensors.parameters;
+        Ok(())
+    }
+
+    /// The model as a bundle of f32 in a folder of its own inside `folder`, to be measured and deleted.
+    fn full_precision(
+        &self,
+        source: &Source,
+        manifest: &Manifest,
+        folder: &Path,
+        interrupted: &AtomicBool,
+    ) -> Result<tempfile::TempDir> {
+        let full = tempfile::Builder::new().prefix("full-").tempdir_in(folder).map_err(Error::io(folder))?;
+        let mut manifest = Manifest { dtype: Dtype::F32, ..manifest.clone() };
+        for name in manifest.files.keys() {
+            let (from, to) = (folder.join(name), full.path().join(name));
+            std::fs::copy(&from, &to).map_err(Error::io(&to))?;
+        }
+        let networks = self.networks(source, &manifest, Dtype::F32, &[])?;
+        networks.write(source, full.path(), &mut manifest, interrupted)?;
+        write_json(&full.path().join(manifest::FILE_NAME), &manifest)?;
+        Ok(full)
+    }
+}
+
+/// Names what the source lacks, has in another shape, or has too much.
+fn missing(source: &Source, part: Part, tensors: &[TensorSpec], problems: &mut Vec<String>) {
+    for tensor in tensors {
+        match source.shape(part, &tensor.name) {
+            None => problems.push(format!("{part}: tensor {} {:?} is missing", tensor.name, tensor.shape)),
+            Some(shape) if !tensor.accepts(&shape) => {
+                problems.push(format!("{part}: tensor {} has the shape {shape:?}, wanted {:?}", tensor.name, tensor.shape));
+            }
+            Some(_) => {}
+        }
+    }
+    let known: std::collections::BTreeSet<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    if part != Part::TextEncoder {
+        for unknown in source.names(part).iter().filter(|name| !known.contains(name.as_str())) {
+            problems.push(format!("{part}: tensor {unknown} is one that its configuration does not speak of"));
+        }
+    }
+}
+
+impl Networks {
+    fn each(&self) -> impl Iterator<Item = &Network> {
+        [&self.unet].into_iter().chain(&self.controlnet).chain([&self.text_encoder])
+    }
+
+    /// Those that may become int8.
+    fn quantised(&mut self) -> Vec<&mut Network> {
+        [&mut self.unet].into_iter().chain(&mut self.controlnet).collect()
+    }
+
+    fn write(&self, source: &Source, folder: &Path, manifest: &mut Manifest, interrupted: &AtomicBool) -> Result<()> {
+        for (network, part) in
+            [(Some(&self.unet), Part::Unet), (self.controlnet.as_ref(), Part::ControlNet), (Some(&self.text_encoder), Part::TextEncoder)]
+        {
+            let Some(network) = network else { continue };
+            let name = format!("{}.safetensors", network.part);
+            let read = |tensor: &str| source.read(part, tensor);
+            let entry = network.write(&folder.join(&name), &read, interrupted)?;
+            manifest.files.insert(name, entry);
+        }
+        manifest.unet.layers = self.unet.manifest();
+        manifest.unet.parameters = self.unet.parameters();
+        manifest.text_encoder.layers = self.text_encoder.manifest();
+        manifest.text_encoder.parameters = self.text_encoder.parameters();
+        if let (Some(entry), Some(network)) = (&mut manifest.controlnet, &self.controlnet) {
+            entry.layers = network.manifest();
+            entry.parameters = network.parameters();
+        }
+        Ok(())
+    }
+}
+
+/// A VAE's tensors for the ONNX writer.
+struct VaeTensors<'a> {
+    source: &'a Source,
+    /// Values read so far.
+    parameters: u64,
+}
+
+impl<'a> VaeTensors<'a> {
+    fn new(source: &'a Source) -> Self {
+        VaeTensors { source, parameters: 0 }
+    }
+}
+
+impl onnx::Tensors for VaeTensors<'_> {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.source.shape(Part::Vae, name)
+    }
+
+    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let values = self.source.read(Part::Vae, name)?;
+        self.parameters += values.len() as u64;
+        debug_assert_eq!(values.len(), shape.iter().product::<usize>());
+        Ok(values)
+    }
+}
+
+fn tiny_decoder(from: &Path, storage: Storage, latent_channels: usize) -> Result<Vec<u8>> {
+    if from.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
+        onnx::check(from, onnx::Kind::Decoder { latent_channels })?;
+        return std::fs::read(from).map_err(Error::io(from));
+    }
+    todo!()
+}
+
+/// A configuration without the notes of the library that wrote it and without keys that say nothing, in the order of the
+/// alphabet: the same for everyone who means the same.
+fn plain(config: &Value) -> BTreeMap<&String, &Value> {
+    let says = |(key, value): &(&String, &Value)| !key.starts_with('_') && !value.is_null();
+    config.as_object().into_iter().flatten().filter(says).collect()
+}

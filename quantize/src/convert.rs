@@ -16,6 +16,7 @@ use pleinair_cpu::Packing;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -103,6 +104,32 @@ pub struct Summary {
     pub warnings: Vec<String>,
 }
 
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let manifest = &self.manifest;
+        for (name, entry) in &manifest.files {
+            writeln!(f, "{name:<26} {:>9.1} MB", entry.bytes as f64 / 1e6)?;
+        }
+        let networks =
+            [Some(("unet", &manifest.unet.layers)), manifest.controlnet.as_ref().map(|n| ("controlnet", &n.layers))];
+        for (name, layers) in networks.into_iter().flatten() {
+            let int8 = layers.values().filter(|layer| layer.dtype == Dtype::Int8).count();
+            let kept = layers.values().filter(|layer| layer.kept.is_some()).count();
+            writeln!(f, "{name}: {} layers, {int8} int8, {kept} kept finer than {}", layers.len(), manifest.dtype)?;
+        }
+        if let Some(quality) = &manifest.quality {
+            let worst = |key: &str| quality[key].as_f64().map_or("equal".to_owned(), |db| format!("{db:.1} dB"));
+            let (latents, pictures) = (worst("worst_latents_psnr"), worst("worst_picture_psnr"));
+            writeln!(
+                f,
+                "worst of {} paintings against full precision: latents {latents}, pictures {pictures}",
+                quality["seeds"]
+            )?;
+        }
+        Ok(())
+    }
+}
+
 /// A model's networks as its configurations describe them.
 struct Networks {
     unet: Network,
@@ -178,7 +205,11 @@ impl Convert {
             },
             text_encoder: self.entry::<TextConfig>(source, Part::TextEncoder, "CLIPTextModel")?,
             vae: Entry {
-                kind: vae.class_name().to_owned(),
+                kind: match vae {
+                    VaeKind::Kl(_) => "AutoencoderKL",
+                    VaeKind::Tiny(_) => "AutoencoderTiny",
+                }
+                .to_owned(),
                 dtype: if self.dtype == Dtype::F32 { Dtype::F32 } else { Dtype::F16 },
                 config: VaeConfig::new(vae.factor(), vae.latent_channels(), vae.scaling_factor()),
                 parameters: 0,
@@ -195,8 +226,9 @@ impl Convert {
         let Some(config) = source.config(part) else {
             return Err(Error::file(&self.from, format!("has no {part}; name a whole pipeline")));
         };
-        let config = serde_json::from_value(config.clone())
-            .map_err(|e| Error::file(&self.from, format!("the {part}'s configuration is not the one that belongs there: {e}")))?;
+        let config = serde_json::from_value(config.clone()).map_err(|e| {
+            Error::file(&self.from, format!("the {part}'s configuration is not the one that belongs there: {e}"))
+        })?;
         let dtype = if part == Part::TextEncoder && self.dtype == Dtype::Int8 { Dtype::F16 } else { self.dtype };
         Ok(Entry { kind: kind.to_owned(), dtype, config, parameters: 0, layers: BTreeMap::new() })
     }
@@ -285,7 +317,8 @@ fn missing(source: &Source, part: Part, tensors: &[TensorSpec], problems: &mut V
         match source.shape(part, &tensor.name) {
             None => problems.push(format!("{part}: tensor {} {:?} is missing", tensor.name, tensor.shape)),
             Some(shape) if !tensor.accepts(&shape) => {
-                problems.push(format!("{part}: tensor {} has the shape {shape:?}, wanted {:?}", tensor.name, tensor.shape));
+                problems
+                    .push(format!("{part}: tensor {} has the shape {shape:?}, wanted {:?}", tensor.name, tensor.shape));
             }
             Some(_) => {}
         }
@@ -309,9 +342,11 @@ impl Networks {
     }
 
     fn write(&self, source: &Source, folder: &Path, manifest: &mut Manifest, interrupted: &AtomicBool) -> Result<()> {
-        for (network, part) in
-            [(Some(&self.unet), Part::Unet), (self.controlnet.as_ref(), Part::ControlNet), (Some(&self.text_encoder), Part::TextEncoder)]
-        {
+        for (network, part) in [
+            (Some(&self.unet), Part::Unet),
+            (self.controlnet.as_ref(), Part::ControlNet),
+            (Some(&self.text_encoder), Part::TextEncoder),
+        ] {
             let Some(network) = network else { continue };
             let name = format!("{}.safetensors", network.part);
             let read = |tensor: &str| source.read(part, tensor);

@@ -1,13 +1,11 @@
 //! A folder that appears whole or not at all: made beside its place, synced, renamed.
 
+use pleinair::bundle::Bundle;
 use pleinair::{Error, Result};
 use serde::Serialize;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-
-/// Files one of which every folder of ours has: only such a folder, or an empty one, is ever replaced.
-const OURS: [&str; 2] = ["model_index.json", "bundle.json"];
 
 /// A folder under construction; dropped unfinished, it leaves nothing behind.
 #[derive(Debug)]
@@ -38,8 +36,8 @@ impl NewFolder {
             Ok(found) if found.is_dir() && replaceable(place)? => {}
             Ok(_) => {
                 return Err(Error::Usage(format!(
-                    "{out} is not a model folder (a folder with a {}) and will not be replaced; name another",
-                    OURS.join(" or a ")
+                    "{out} is not a model folder (a folder with a model_index.json or a bundle.json) and will not be replaced; \
+                     name another"
                 )));
             }
         }
@@ -91,7 +89,7 @@ fn parent(path: &Path) -> &Path {
 /// Whether a folder is a model or empty.
 fn replaceable(folder: &Path) -> Result<bool> {
     let empty = folder.read_dir().map_err(Error::io(folder))?.next().is_none();
-    Ok(empty || OURS.iter().any(|file| folder.join(file).is_file()))
+    Ok(empty || Bundle::is_at(folder))
 }
 
 /// A new folder in `parent` that is deleted unless kept.

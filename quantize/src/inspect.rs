@@ -1,9 +1,11 @@
 //! `inspect`: what is in a model folder, from its configurations and the headers of its weights; no weight is read.
 
+mod bundle;
+
 use crate::tensors::{self, TensorSpec};
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
 use pleinair::bundle::weights::Weights;
-use pleinair::bundle::{Bundle, VaeFiles, read_json};
+use pleinair::bundle::{Bundle, VaeFiles, manifest, read_json};
 use pleinair::prompt::Tokenizer;
 use pleinair::sampler::{BetaSchedule, PredictionType, Schedule, SchedulerConfig};
 use pleinair::{Error, Result};
@@ -46,13 +48,16 @@ pub struct Part {
     pub configuration: String,
 }
 
-/// Looks into a diffusers folder.
+/// Looks into a bundle or a diffusers folder.
 ///
 /// # Errors
 /// Only if there is no such folder; what is wrong inside is listed in [`Inspection::problems`].
 pub fn inspect(folder: &Path) -> Result<Inspection> {
     if !folder.is_dir() {
-        return Err(Error::file(folder, "there is no such model folder; name a diffusers folder"));
+        return Err(Error::file(folder, "there is no such model folder; name a bundle or a diffusers folder"));
+    }
+    if folder.join(manifest::FILE_NAME).is_file() {
+        return Ok(bundle::inspect(folder));
     }
     let mut found = Inspection { folder: folder.to_path_buf(), parts: vec![], problems: vec![], notes: vec![] };
     let unet: Option<UnetConfig> = found.config("unet");

@@ -3,7 +3,9 @@
 
 use clap::{Parser, Subcommand};
 use pleinair::{Error, Result};
+use pleinair_quantize::convert::Convert;
 use pleinair_quantize::inspect::inspect;
+use pleinair_quantize::report::Report;
 use pleinair_quantize::synth::Synth;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Looks into models and makes random ones of the right shape.
+/// Turns Stable Diffusion models into bundles, measures what that costs, and looks into both.
 #[derive(Parser)]
 #[command(name = "pleinair-quantize", version)]
 struct Cli {
@@ -20,16 +22,23 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 enum Command {
+    /// Turn a full-precision pipeline into a bundle that the program maps into memory and runs
+    ///
+    /// Reads a diffusers folder or a single-file checkpoint, tensor by tensor; the bundle appears only when it is complete.
+    Convert(Convert),
+    /// Compare a bundle with the model it was made from: each layer's weights, and paintings with fixed seeds
+    Report(Report),
     /// Make a model folder with random weights, for measuring speed and memory
     ///
     /// The UNet, the ControlNet and the text encoder have the real model's tensors. The tokenizer has the right number
     /// of words, but knows single letters only. The VAE's ONNX files cannot be made: painting needs vae/encoder.onnx
     /// and vae/decoder.onnx of the same factor, measurements of the UNet do not.
     Synth(Synth),
-    /// List what is in a model folder: parameters, bytes, types and configuration of each part, and every problem
+    /// List what is in a bundle or a model folder: parameters, bytes, types and configuration of each part, every problem
     Inspect {
-        /// A diffusers folder
+        /// A bundle or a diffusers folder
         #[arg(value_name = "BUNDLE")]
         bundle: PathBuf,
         /// Print one JSON object
@@ -54,16 +63,44 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     match Cli::parse().command {
+        Command::Convert(convert) => run_convert(&convert),
+        Command::Report(report) => run_report(&report),
         Command::Synth(synth) => run_synth(&synth),
         Command::Inspect { bundle, json } => run_inspect(&bundle, json),
     }
 }
 
-fn run_synth(synth: &Synth) -> Result<()> {
+/// Set when the person presses Ctrl-C.
+fn interruption() -> Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
         .map_err(|e| Error::io(Path::new("Ctrl-C"))(std::io::Error::other(e)))?;
+    Ok(interrupted)
+}
+
+fn run_convert(convert: &Convert) -> Result<()> {
+    let summary = convert.run(&*interruption()?, &mut |step| eprintln!("{step}"))?;
+    for warning in &summary.warnings {
+        eprintln!("note: {warning}");
+    }
+    print(&summary.to_string())
+}
+
+fn run_report(report: &Report) -> Result<()> {
+    let findings = report.run(&*interruption()?)?;
+    match report.json {
+        true => print(&(serde_json::to_string_pretty(&findings).expect("numbers can be written as JSON") + "\n"))?,
+        false => print(&findings.to_string())?,
+    }
+    match findings.over_budget.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Model { folder: report.bundle.clone(), problems: findings.over_budget }),
+    }
+}
+
+fn run_synth(synth: &Synth) -> Result<()> {
+    let interrupted = interruption()?;
     let mut text = String::new();
     for part in synth.run(&interrupted)? {
         let (millions, megabytes) = (part.parameters as f64 / 1e6, part.bytes as f64 / 1e6);

@@ -204,7 +204,7 @@ impl Report {
 }
 
 /// The networks of a bundle and what they consist of.
-fn networks(bundle: &Bundle) -> Vec<(&'static str, Vec<Piece>)> {
+pub(crate) fn networks(bundle: &Bundle) -> Vec<(&'static str, Vec<Piece>)> {
     let mut all = vec![("unet", pieces(&tensors::unet(&bundle.unet)))];
     if let Some(controlnet) = &bundle.controlnet {
         all.push(("controlnet", pieces(&tensors::controlnet(controlnet, &bundle.unet))));
@@ -233,7 +233,7 @@ impl LayerFinding {
 }
 
 /// A layer's weight as the program itself loads it, from a model or from a bundle.
-fn layer_weight(weights: &Weights, piece: &Piece) -> Result<LayerWeight> {
+pub(crate) fn layer_weight(weights: &Weights, piece: &Piece) -> Result<LayerWeight> {
     let prefix = "text_model.";
     let bare = !weights.contains(&piece.sources[0]) && !weights.contains(&piece.name());
     let path = if bare { piece.layer.strip_prefix(prefix).unwrap_or(&piece.layer) } else { &piece.layer };

@@ -156,7 +156,7 @@ const INERT: &[&str] = &["addition_embed_type_num_heads", "addition_time_embed_d
 
 /// Lists the keys of `rest` that nobody knows, and those whose value is not the one implemented. Keys that begin with an
 /// underscore are notes of the library that wrote them.
-fn unsupported(part: &str, rest: &HashMap<String, Value>, only: &[(&str, &str)]) -> Vec<String> {
+pub fn unsupported(part: &str, rest: &HashMap<String, Value>, only: &[(&str, &str)]) -> Vec<String> {
     let same = |value: &Value, wanted: &str| {
         let wanted: Value = serde_json::from_str(wanted).expect("the table above holds JSON");
         value.is_null() || *value == wanted || (value.is_number() && value.as_f64() == wanted.as_f64())

@@ -122,6 +122,21 @@ impl Bundle {
         problems
     }
 
+    /// Whether there is a bundle or a diffusers folder at `folder`, as far as the names of its files tell.
+    pub fn is_at(folder: &Path) -> bool {
+        [manifest::FILE_NAME, "model_index.json"].iter().any(|file| folder.join(file).is_file())
+    }
+
+    /// Values in the networks' parts, as the manifest of a bundle counts them: its files hold padding and scales as well.
+    pub fn parameters(&self, part: &str) -> Option<u64> {
+        let manifest = self.manifest.as_ref()?;
+        match part {
+            "unet" => Some(manifest.unet.parameters),
+            "controlnet" => manifest.controlnet.as_ref().map(|net| net.parameters),
+            _ => Some(manifest.text_encoder.parameters),
+        }
+    }
+
     /// The folder it was opened from.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -3,6 +3,8 @@
 use super::paint::NEGATIVE;
 use super::{model, print, print_json};
 use pleinair::bundle::Bundle;
+use pleinair::bundle::manifest::{Dtype, FileEntry, Manifest, Target};
+use pleinair::bundle::weights::Weights;
 use pleinair::net::{ControlNet, TextEncoder, Unet};
 use pleinair::painter::{Inversion, Order, Painter};
 use pleinair::prompt::{Template, Tokenizer};
@@ -10,9 +12,7 @@ use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::side::vae::Vae;
 use pleinair::{Error, Result};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use std::fmt::Write;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -43,6 +43,7 @@ struct Report {
 struct Model {
     name: String,
     folder: String,
+    packing: Option<Packing>,
     native_size: usize,
     size_step: usize,
     parts: Vec<Part>,
@@ -53,7 +54,7 @@ struct Model {
 #[derive(Debug, Serialize)]
 struct Part {
     name: &'static str,
-    parameters: usize,
+    parameters: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,6 +63,31 @@ struct File {
     path: String,
     bytes: u64,
     sha256: String,
+}
+
+/// How a bundle is stored; its checksums were compared when it was opened.
+#[derive(Debug, Serialize)]
+struct Packing {
+    dtype: Dtype,
+    target: Target,
+    /// Layers that are stored more finely than `dtype`.
+    finer_layers: usize,
+    source: Option<String>,
+    license: Option<String>,
+}
+
+impl Packing {
+    fn of(manifest: &Manifest) -> Self {
+        let networks = [Some(&manifest.unet.layers), manifest.controlnet.as_ref().map(|net| &net.layers)];
+        let layers = networks.into_iter().flatten().flat_map(|layers| layers.values());
+        Packing {
+            dtype: manifest.dtype,
+            target: manifest.target,
+            finer_layers: layers.filter(|layer| layer.dtype > manifest.dtype).count(),
+            source: manifest.source.clone(),
+            license: manifest.license.clone(),
+        }
+    }
 }
 
 /// A painting of two steps, whose every pixel was finite.
@@ -106,7 +132,8 @@ fn examine(folder: &Path, report: &mut Report) {
     for name in ["text_encoder", "unet", "controlnet"] {
         if name != "controlnet" || bundle.controlnet.is_some() {
             let weights = note(bundle.weights(name), problems);
-            parts.extend(weights.map(|weights| Part { name, parameters: weights.parameters() }));
+            let stored = |weights: Weights| bundle.parameters(name).unwrap_or(weights.parameters() as u64);
+            parts.extend(weights.map(|weights| Part { name, parameters: stored(weights) }));
         }
     }
     let files = note(checksums(folder), problems).unwrap_or_default();
@@ -126,6 +153,7 @@ fn examine(folder: &Path, report: &mut Report) {
     report.model = Some(Model {
         name: model::name(folder),
         folder: folder.display().to_string(),
+        packing: bundle.manifest.as_ref().map(Packing::of),
         native_size: bundle.native_size(),
         size_step: bundle.size_step(),
         parts,
@@ -185,7 +213,7 @@ fn checksums(folder: &Path) -> Result<Vec<File>> {
     walk(folder, &mut paths)?;
     paths.sort();
     let checked = |path: &PathBuf| {
-        let (bytes, sha256) = checksum(path).map_err(Error::io(path))?;
+        let FileEntry { bytes, sha256 } = FileEntry::of(path).map_err(Error::io(path))?;
         let path = path.strip_prefix(folder).unwrap_or(path).display().to_string();
         Ok(File { path, bytes, sha256 })
     };
@@ -204,22 +232,6 @@ fn walk(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Length and SHA-256 of a file.
-fn checksum(path: &Path) -> std::io::Result<(u64, String)> {
-    let mut file = std::fs::File::open(path)?;
-    let (mut sha, mut length, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            read => {
-                sha.update(&buffer[..read]);
-                length += read as u64;
-            }
-        }
-    }
-    Ok((length, sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
 }
 
 /// A line of `/proc/meminfo`, such as `MemTotal:  16384 kB`, in bytes.
@@ -259,6 +271,11 @@ impl Report {
         }
         if let Some(model) = &self.model {
             line("model", format!("{} in {}", model.name, model.folder));
+            if let Some(Packing { dtype, target, finer_layers, source, license }) = &model.packing {
+                line("bundle", format!("{dtype} for {target}, {finer_layers} layers finer, every checksum right"));
+                source.iter().for_each(|source| line("source", source.clone()));
+                license.iter().for_each(|license| line("licence", license.clone()));
+            }
             let side = model.native_size;
             line("pictures", format!("{side}x{side} by default, sides in steps of {}", model.size_step));
             for Part { name, parameters } in &model.parts {

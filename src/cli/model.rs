@@ -35,7 +35,7 @@ impl Choice {
         let program = std::env::current_exe().and_then(|program| program.canonicalize()).unwrap_or_default();
         let above = program.ancestors().skip(1).map(|folder| folder.join(DEFAULT));
         let places: Vec<PathBuf> = std::iter::once(PathBuf::from(DEFAULT)).chain(above).collect();
-        if let Some(found) = places.iter().find(|place| place.join("model_index.json").is_file()) {
+        if let Some(found) = places.iter().find(|place| Bundle::is_at(place)) {
             return Ok(found.clone());
         }
         let looked: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();

@@ -22,3 +22,4 @@ done
 "$python" $scripts/soft_edges.py
 "$python" $scripts/resize.py
 "$python" $scripts/solvers.py $fixtures/solvers.safetensors
+"$python" $scripts/tiny_vae.py

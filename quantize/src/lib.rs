@@ -3,5 +3,6 @@
 
 pub mod configs;
 pub mod inspect;
+pub mod source;
 pub mod synth;
 pub mod tensors;

@@ -2,6 +2,8 @@
 //! decides its shape, safetensors hold the weights and ONNX files the frozen side models.
 
 pub mod config;
+pub mod pickle;
+mod values;
 pub mod weights;
 pub mod write;
 

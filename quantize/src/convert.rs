@@ -10,11 +10,12 @@ use crate::source::{Options, Part, Source};
 use crate::tensors::{self, TensorSpec};
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
 use pleinair::bundle::manifest::{Control, Dtype, FORMAT, FileEntry, Manifest, Network as Entry, Target};
-use pleinair::bundle::{Bundle, manifest};
+use pleinair::bundle::weights::Weights;
+use pleinair::bundle::{Bundle, manifest, read_json};
 use pleinair::{Error, Result};
 use pleinair_cpu::Packing;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
@@ -235,7 +236,7 @@ impl Convert {
 
     fn vae_kind(&self, source: &Source) -> Result<VaeKind> {
         match source.config(Part::Vae) {
-            Some(config) => VaeKind::from_json(config),
+            Some(config) => VaeKind::from_json(config).map_err(|error| in_folder(error, &self.from)),
             None => Err(Error::file(&self.from, "has no VAE; name one with --vae")),
         }
     }
@@ -274,8 +275,9 @@ impl Convert {
         };
         let storage = if self.dtype == Dtype::F32 { Storage::F32 } else { Storage::F16 };
         let (vae, mut tensors) = (self.vae_kind(source)?, VaeTensors::new(source));
-        put("vae_encoder.onnx", &vae.encoder(&mut tensors, storage)?)?;
-        put("vae_decoder.onnx", &vae.decoder(&mut tensors, storage)?)?;
+        let named = |error| in_folder(error, &self.from);
+        put("vae_encoder.onnx", &vae.encoder(&mut tensors, storage).map_err(named)?)?;
+        put("vae_decoder.onnx", &vae.decoder(&mut tensors, storage).map_err(named)?)?;
         if let Some(tiny) = &self.tiny_vae {
             put("tiny_vae_decoder.onnx", &tiny_decoder(tiny, storage, manifest.unet.config.in_channels)?)?;
         }
@@ -283,7 +285,7 @@ impl Convert {
             onnx::check(depth, onnx::Kind::Depth)?;
             put("depth.onnx", &std::fs::read(depth).map_err(Error::io(depth))?)?;
         }
-        put("tokenizer.json", source.tokenizer()?.to_json()?.as_bytes())?;
+        put("tokenizer.json", source.tokenizer().open()?.to_json()?.as_bytes())?;
         let schedule = serde_json::to_vec_pretty(&plain(source.scheduler())).expect("JSON can be written as JSON");
         put("scheduler.json", &schedule)?;
         manifest.vae.parameters = tensors.parameters;
@@ -391,12 +393,49 @@ impl onnx::Tensors for VaeTensors<'_> {
     }
 }
 
+/// The decoder of an AutoencoderTiny, for latents as the UNet has them.
 fn tiny_decoder(from: &Path, storage: Storage, latent_channels: usize) -> Result<Vec<u8>> {
     if from.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
         onnx::check(from, onnx::Kind::Decoder { latent_channels })?;
         return std::fs::read(from).map_err(Error::io(from));
     }
-    todo!()
+    // a file alone has the configuration that diffusers gives the class
+    let (weights, config) = match from.is_dir() {
+        true => (Weights::open(from, "", "diffusion_pytorch_model")?, read_json(&from.join("config.json"))?),
+        false => (Weights::open_file(from)?, json!({"_class_name": "AutoencoderTiny"})),
+    };
+    let kind = VaeKind::from_json(&config).map_err(|error| in_folder(error, from))?;
+    let VaeKind::Tiny(_) = &kind else {
+        return Err(Error::file(from, "is not an AutoencoderTiny; name one, or give the whole VAE with --vae"));
+    };
+    if kind.latent_channels() != latent_channels || kind.scaling_factor() != 1.0 {
+        let (channels, scale) = (kind.latent_channels(), kind.scaling_factor());
+        let what =
+            format!("takes latents of {channels} channels scaled by {scale}, the UNet's have {latent_channels} and 1");
+        return Err(Error::file(from, what));
+    }
+    kind.decoder(&mut FileTensors(weights), storage).map_err(|error| in_folder(error, from))
+}
+
+/// The tensors of a VAE in a file of its own.
+struct FileTensors(Weights);
+
+impl onnx::Tensors for FileTensors {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.headers().find(|header| header.name == name).map(|header| header.shape.to_vec())
+    }
+
+    fn read(&mut self, name: &str, _shape: &[usize]) -> Result<Vec<f32>> {
+        self.0.read_f32(name)
+    }
+}
+
+/// The error with the place that it is about.
+fn in_folder(error: Error, folder: &Path) -> Error {
+    match error {
+        Error::Model { problems, .. } => Error::Model { folder: folder.to_path_buf(), problems },
+        other => other,
+    }
 }
 
 /// A configuration without the notes of the library that wrote it and without keys that say nothing, in the order of the

@@ -268,7 +268,8 @@ fn three() -> usize {
 }
 
 impl ControlNetConfig {
-    pub(super) fn problems(&self, unet: &UnetConfig, vae_factor: usize) -> Vec<String> {
+    /// Everything that keeps it from working with a UNet whose VAE has this factor, by key.
+    pub fn problems(&self, unet: &UnetConfig, vae_factor: usize) -> Vec<String> {
         let mut only = UNET_ONLY.to_vec();
         only.push(("controlnet_conditioning_channel_order", "\"rgb\""));
         only.push(("global_pool_conditions", "false"));

@@ -4,6 +4,8 @@
 
 pub mod config;
 pub mod manifest;
+pub mod pickle;
+mod values;
 pub mod weights;
 pub mod write;
 

@@ -1,17 +1,17 @@
 //! Weights of one part: read tensor by tensor into f32 from a model's safetensors files (one, or shards with an index),
 //! or used where they lie in a bundle's mapped file.
 
+use super::values;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use pleinair_cpu::{Int8, MappedFile, Numbers, Packing, Plain, Values, Weight, channels_last};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A header larger than this is damage, not a header (the safetensors library's own bound).
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -23,7 +23,8 @@ pub struct Weights {
     folder: PathBuf,
     part: String,
     tensors: BTreeMap<String, Place>,
-    problems: RefCell<Vec<String>>,
+    metadata: HashMap<String, String>,
+    problems: Mutex<Vec<String>>,
     /// A bundle's file; a model's files are read, not mapped.
     map: Option<Arc<MappedFile>>,
     probe: Option<Arc<dyn Probe>>,
@@ -99,13 +100,27 @@ impl Weights {
     /// # Errors
     /// If no such file exists or a header is damaged.
     pub fn open(folder: &Path, part: &str, stem: &str) -> Result<Self> {
-        let place = folder.join(part);
-        let mut tensors = BTreeMap::new();
-        for file in files(&place, stem)? {
-            tensors.extend(read_header(&file)?);
+        Self::open_files(folder, part, &files(&folder.join(part), stem)?)
+    }
+
+    /// Reads the header of one safetensors file, wherever it lies.
+    ///
+    /// # Errors
+    /// If it does not exist or its header is damaged.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Self::open_files(path.parent().unwrap_or(path), &name, &[path.to_path_buf()])
+    }
+
+    fn open_files(folder: &Path, part: &str, files: &[PathBuf]) -> Result<Self> {
+        let (mut tensors, mut metadata) = (BTreeMap::new(), HashMap::new());
+        for file in files {
+            let header = read_header(file)?;
+            tensors.extend(header.0);
+            metadata.extend(header.1);
         }
-        let (folder, part) = (folder.to_path_buf(), part.into());
-        Ok(Weights { folder, part, tensors, problems: RefCell::default(), map: None, probe: None })
+        let (folder, part, problems) = (folder.to_path_buf(), part.into(), Mutex::default());
+        Ok(Weights { folder, part, tensors, metadata, problems, map: None, probe: None })
     }
 
     /// Maps `folder/part.safetensors` of a bundle.
@@ -114,10 +129,8 @@ impl Weights {
     /// If it cannot be mapped or its header is damaged.
     pub fn map(folder: &Path, part: &str) -> Result<Self> {
         let path = folder.join(format!("{part}.safetensors"));
-        let tensors = read_header(&path)?;
-        let map = Some(MappedFile::open(&path).map_err(Error::io(&path))?);
-        let (folder, part) = (folder.to_path_buf(), part.into());
-        Ok(Weights { folder, part, tensors, problems: RefCell::default(), map, probe: None })
+        let map = MappedFile::open(&path).map_err(Error::io(&path))?;
+        Ok(Weights { map: Some(map), ..Self::open_files(folder, part, &[path])? })
     }
 
     /// The same weights, every product of which `probe` sees, if there is one.
@@ -136,6 +149,11 @@ impl Weights {
         self.tensors.contains_key(name)
     }
 
+    /// The shape of a tensor as stored.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|place| place.shape.as_slice())
+    }
+
     /// What the headers say of every tensor, by name.
     pub fn headers(&self) -> impl Iterator<Item = TensorHeader<'_>> {
         self.tensors.iter().map(|(name, place)| TensorHeader {
@@ -146,7 +164,12 @@ impl Weights {
         })
     }
 
-    /// The values of a tensor as f32, in the order in which they are stored.
+    /// What the files say of themselves: the `__metadata__` of their headers.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// The values of a tensor as f32, in the order and shape they are stored in. Several threads may read at once.
     ///
     /// # Errors
     /// If there is no such tensor, it is of an unreadable type, or reading the file fails.
@@ -171,7 +194,7 @@ impl Weights {
     /// # Errors
     /// Every tensor that was missing, misshapen, of an unreadable type or not finite.
     pub fn finish(self) -> Result<()> {
-        let problems = self.problems.into_inner();
+        let problems = self.problems.into_inner().unwrap_or_else(PoisonError::into_inner);
         if problems.is_empty() { Ok(()) } else { Err(Error::Model { folder: self.folder, problems }) }
     }
 
@@ -179,7 +202,7 @@ impl Weights {
     fn noted<T>(&self, found: Result<T>, instead: impl FnOnce() -> Result<T>) -> Result<T> {
         match found {
             Err(Error::File { what, .. }) => {
-                self.problems.borrow_mut().push(format!("{}: {what}", self.part));
+                self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{}: {what}", self.part));
                 instead()
             }
             other => other,
@@ -279,24 +302,11 @@ impl Place {
 
     /// The values as f32.
     fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let width = match self.dtype {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::BF16 => 2,
-            other => {
-                let what = format!("tensor {name} is {other:?}; supported are F32, F16 and BF16");
-                return Err(Error::file(&self.file, what));
-            }
-        };
-        let mut bytes = vec![0; self.shape.iter().product::<usize>() * width];
-        let mut file = File::open(&self.file).map_err(Error::io(&self.file))?;
-        file.seek(SeekFrom::Start(self.offset)).map_err(Error::io(&self.file))?;
-        file.read_exact(&mut bytes).map_err(Error::io(&self.file))?;
-        let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-        Ok(match self.dtype {
-            Dtype::F16 => pairs().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::BF16 => pairs().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-            _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        })
+        if values::width(self.dtype).is_none() {
+            let what = format!("tensor {name} is {:?}; supported are {}", self.dtype, values::SUPPORTED);
+            return Err(Error::file(&self.file, what));
+        }
+        values::read_f32(&self.file, self.offset, self.dtype, self.shape.iter().product())
     }
 }
 
@@ -321,8 +331,8 @@ fn files(place: &Path, stem: &str) -> Result<Vec<PathBuf>> {
     Err(Error::file(place, what))
 }
 
-/// The places of a safetensors file's tensors; reads the header only.
-fn read_header(path: &Path) -> Result<BTreeMap<String, Place>> {
+/// The places of a safetensors file's tensors, and its metadata; reads the header only.
+fn read_header(path: &Path) -> Result<(BTreeMap<String, Place>, HashMap<String, String>)> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let length = file.metadata().map_err(Error::io(path))?.len();
     let mut first = [0; 8];
@@ -351,7 +361,8 @@ fn read_header(path: &Path) -> Result<BTreeMap<String, Place>> {
         dtype: info.dtype,
         shape: info.shape.clone(),
     };
-    Ok(metadata.tensors().into_iter().map(|(name, info)| (name, place(info))).collect())
+    let places = metadata.tensors().into_iter().map(|(name, info)| (name, place(info))).collect();
+    Ok((places, metadata.metadata().clone().unwrap_or_default()))
 }
 
 /// A place in the tree of names, such as `down_blocks.0.resnets.1`.

@@ -1,0 +1,166 @@
+//! The names of the original Stable Diffusion code ("LDM": `input_blocks.1.0.in_layers.0.weight`) for the names that
+//! diffusers gives the same tensors. Everything follows from the configuration: the original counts the layers of all
+//! levels through, diffusers counts within each level. Reference: `UNetModel`, `ControlNet` (`openaimodel.py`,
+//! `cldm.py`) and `Encoder`, `Decoder` (`model.py`) of the original code.
+
+use pleinair::bundle::config::UnetConfig;
+use serde_json::Value;
+
+/// Where the parts lie in a checkpoint of a whole pipeline.
+pub(super) const UNET: &str = "model.diffusion_model.";
+/// The text encoder of SD 1.x.
+pub(super) const TEXT: &str = "cond_stage_model.transformer.";
+/// The VAE.
+pub(super) const VAE: &str = "first_stage_model.";
+/// The ControlNet.
+pub(super) const CONTROLNET: &str = "control_model.";
+
+/// The original name of a tensor or layer of the UNet, without [`UNET`]; none for names that no such UNet has.
+pub(super) fn unet_name(config: &UnetConfig, name: &str) -> Option<String> {
+    let parts: Vec<&str> = name.split('.').collect();
+    let number = |i: usize| parts.get(i)?.parse::<usize>().ok();
+    let rest = |from: usize| parts.get(from..).map(|rest| rest.join(".")).unwrap_or_default();
+    // input_blocks.0 is conv_in; a level has its ResNets and, but for the last, a downsampler of its own
+    let down = config.layers_per_block + 1;
+    let up = config.layers_per_block + 1;
+    Some(match parts[..] {
+        ["conv_in", ..] => dotted("input_blocks.0.0", &rest(1)),
+        ["time_embedding", "linear_1", ..] => dotted("time_embed.0", &rest(2)),
+        ["time_embedding", "linear_2", ..] => dotted("time_embed.2", &rest(2)),
+        ["conv_norm_out", ..] => dotted("out.0", &rest(1)),
+        ["conv_out", ..] => dotted("out.2", &rest(1)),
+        ["down_blocks", _, "resnets", ..] => {
+            dotted(&format!("input_blocks.{}.0", 1 + number(1)? * down + number(3)?), &unet_resnet(&parts[4..])?)
+        }
+        ["down_blocks", _, "attentions", ..] => {
+            dotted(&format!("input_blocks.{}.1", 1 + number(1)? * down + number(3)?), &rest(4))
+        }
+        ["down_blocks", _, "downsamplers", "0", "conv", ..] => {
+            dotted(&format!("input_blocks.{}.0.op", (number(1)? + 1) * down), &rest(5))
+        }
+        ["mid_block", "resnets", ..] => dotted(&format!("middle_block.{}", 2 * number(2)?), &unet_resnet(&parts[3..])?),
+        ["mid_block", "attentions", "0", ..] => dotted("middle_block.1", &rest(3)),
+        ["up_blocks", _, "resnets", ..] => {
+            dotted(&format!("output_blocks.{}.0", number(1)? * up + number(3)?), &unet_resnet(&parts[4..])?)
+        }
+        ["up_blocks", _, "attentions", ..] => {
+            dotted(&format!("output_blocks.{}.1", number(1)? * up + number(3)?), &rest(4))
+        }
+        ["up_blocks", _, "upsamplers", "0", "conv", ..] => {
+            // it follows the level's last ResNet, and its transformer where there is one
+            let level = number(1)?;
+            let place = if config.up_block_types.get(level)? == "CrossAttnUpBlock2D" { 2 } else { 1 };
+            dotted(&format!("output_blocks.{}.{place}.conv", (level + 1) * up - 1), &rest(5))
+        }
+        _ => return None,
+    })
+}
+
+/// The original name of a tensor or layer of the ControlNet, without [`CONTROLNET`]. `hints` is the number of layers
+/// between the first and the last that read the control picture (6 in SD's); a SiLU lies between each two.
+pub(super) fn controlnet_name(config: &UnetConfig, hints: usize, name: &str) -> Option<String> {
+    let parts: Vec<&str> = name.split('.').collect();
+    let rest = |from: usize| parts.get(from..).map(|rest| rest.join(".")).unwrap_or_default();
+    let hint = |layer: usize, from| dotted(&format!("input_hint_block.{}", 2 * layer), &rest(from));
+    Some(match parts[..] {
+        ["controlnet_cond_embedding", "conv_in", ..] => hint(0, 2),
+        ["controlnet_cond_embedding", "blocks", i, ..] => hint(i.parse::<usize>().ok()? + 1, 3),
+        ["controlnet_cond_embedding", "conv_out", ..] => hint(hints + 1, 2),
+        ["controlnet_down_blocks", i, ..] => dotted(&format!("zero_convs.{i}.0"), &rest(2)),
+        ["controlnet_mid_block", ..] => dotted("middle_block_out.0", &rest(1)),
+        _ => unet_name(config, name)?,
+    })
+}
+
+fn unet_resnet(parts: &[&str]) -> Option<String> {
+    let (layer, rest) = parts.split_first()?;
+    let layer = match *layer {
+        "norm1" => "in_layers.0",
+        "conv1" => "in_layers.2",
+        "time_emb_proj" => "emb_layers.1",
+        "norm2" => "out_layers.0",
+        "conv2" => "out_layers.3",
+        "conv_shortcut" => "skip_connection",
+        _ => return None,
+    };
+    Some(dotted(layer, &rest.join(".")))
+}
+
+fn dotted(at: &str, rest: &str) -> String {
+    if rest.is_empty() { at.into() } else { format!("{at}.{rest}") }
+}
+
+/// The layers of a KL VAE (`AutoencoderKL`): diffusers' name and the original one, without [`VAE`]. Each has a weight
+/// and a bias. The original counts the decoder's levels from the finest, diffusers from the coarsest.
+///
+/// # Errors
+/// The key that the configuration lacks.
+pub(super) fn vae_layers(config: &Value) -> Result<Vec<(String, String)>, String> {
+    let missing = |key: &str| format!("vae: the configuration has no usable {key}");
+    let channels = config["block_out_channels"].as_array().ok_or_else(|| missing("block_out_channels"))?;
+    let channels = channels.iter().map(Value::as_u64).collect::<Option<Vec<_>>>();
+    let channels = channels.filter(|all| !all.is_empty()).ok_or_else(|| missing("block_out_channels"))?;
+    let resnets =
+        config["layers_per_block"].as_u64().filter(|&n| n <= 64).ok_or_else(|| missing("layers_per_block"))?;
+    let mut layers = Layers::default();
+    let (finest, last) = (0, channels.len() - 1);
+    for coder in ["encoder", "decoder"] {
+        for (name, original) in [("conv_in", "conv_in"), ("conv_norm_out", "norm_out"), ("conv_out", "conv_out")] {
+            layers.push(format!("{coder}.{name}"), format!("{coder}.{original}"));
+        }
+        for i in 0..2 {
+            let (name, original) = (format!("mid_block.resnets.{i}"), format!("mid.block_{}", i + 1));
+            layers.resnet(&format!("{coder}.{name}"), &format!("{coder}.{original}"), false);
+        }
+        for (name, original) in
+            [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")]
+        {
+            layers.push(format!("{coder}.mid_block.attentions.0.{name}"), format!("{coder}.mid.attn_1.{original}"));
+        }
+    }
+    for level in 0..channels.len() {
+        let name = format!("encoder.down_blocks.{level}");
+        let widens = level > finest && channels[level] != channels[level - 1];
+        for j in 0..resnets {
+            let shortcut = j == 0 && widens;
+            layers.resnet(&format!("{name}.resnets.{j}"), &format!("encoder.down.{level}.block.{j}"), shortcut);
+        }
+        if level < last {
+            layers.push(format!("{name}.downsamplers.0.conv"), format!("encoder.down.{level}.downsample.conv"));
+        }
+        let name = format!("decoder.up_blocks.{}", last - level);
+        let narrows = level < last && channels[level] != channels[level + 1];
+        for j in 0..=resnets {
+            let shortcut = j == 0 && narrows;
+            layers.resnet(&format!("{name}.resnets.{j}"), &format!("decoder.up.{level}.block.{j}"), shortcut);
+        }
+        if level > finest {
+            layers.push(format!("{name}.upsamplers.0.conv"), format!("decoder.up.{level}.upsample.conv"));
+        }
+    }
+    for (key, layer) in [("use_quant_conv", "quant_conv"), ("use_post_quant_conv", "post_quant_conv")] {
+        if config[key] != Value::Bool(false) {
+            layers.push(layer.into(), layer.into());
+        }
+    }
+    Ok(layers.0)
+}
+
+/// Pairs of layer names under construction.
+#[derive(Default)]
+struct Layers(Vec<(String, String)>);
+
+impl Layers {
+    fn push(&mut self, name: String, original: String) {
+        self.0.push((name, original));
+    }
+
+    fn resnet(&mut self, name: &str, original: &str, shortcut: bool) {
+        for layer in ["norm1", "conv1", "norm2", "conv2"] {
+            self.push(format!("{name}.{layer}"), format!("{original}.{layer}"));
+        }
+        if shortcut {
+            self.push(format!("{name}.conv_shortcut"), format!("{original}.nin_shortcut"));
+        }
+    }
+}

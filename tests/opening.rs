@@ -3,6 +3,7 @@
 mod reference;
 
 use pleinair::bundle::Bundle;
+use pleinair::bundle::weights::Weights;
 use pleinair::net::{ControlNet, TextEncoder, Unet};
 use pleinair::painter::Painter;
 use reference::model_folder;
@@ -173,6 +174,58 @@ fn configurations_of_other_networks_are_refused_key_by_key() {
     set(&folder.join("model_index.json"), "_class_name", "StableDiffusionXLPipeline".into());
     let error = Bundle::open(&folder).unwrap_err().to_string();
     assert!(error.contains("StableDiffusionXLPipeline") && error.contains("Stable Diffusion 1.x"), "{error}");
+}
+
+/// Numbers that overflowed, divided by zero or had memory allocated without end; most were found by the fuzzers.
+#[test]
+fn configurations_out_of_all_bounds_are_refused() {
+    let levels = |n: usize| serde_json::json!(vec![8; n]);
+    for (part, key, value, message) in [
+        ("vae", "block_out_channels", levels(0), "vae: the number of block_out_channels is 0, must be 1 to 16"),
+        ("vae", "block_out_channels", levels(65), "vae: the number of block_out_channels is 65"),
+        ("vae", "scaling_factor", 1e-320.into(), "vae: scaling_factor is 0.000"),
+        ("vae", "scaling_factor", 0.into(), "vae: scaling_factor is 0, must be"),
+        ("unet", "block_out_channels", levels(0), "unet: the number of block_out_channels is 0"),
+        ("unet", "block_out_channels", levels(100), "unet: the number of block_out_channels is 100"),
+        ("unet", "block_out_channels", vec![1u64 << 62; 4].into(), "level 0 has 4611686018427387904 channels"),
+        ("unet", "layers_per_block", u64::MAX.into(), "unet: layers_per_block is 18446744073709551615"),
+        ("unet", "layers_per_block", 0.into(), "unet: layers_per_block is 0, must be 1 to 256"),
+        ("unet", "norm_num_groups", 0.into(), "unet: norm_num_groups is 0"),
+        ("unet", "sample_size", (1u64 << 61).into(), "unet: sample_size is 2305843009213693952"),
+        ("unet", "sample_size", 0.into(), "unet: sample_size is 0"),
+        ("unet", "transformer_layers_per_block", (1u64 << 40).into(), "1099511627776 transformer layers"),
+        ("unet", "norm_eps", (-1).into(), "unet: norm_eps is -1, must be 0 to 1"),
+        ("unet", "freq_shift", 16.into(), "unet: freq_shift is 16, must be less than"),
+        ("controlnet", "conditioning_embedding_out_channels", levels(65), "3 channels in 65 sizes"),
+        ("controlnet", "conditioning_embedding_out_channels", levels(0), "3 channels in 0 sizes"),
+        (
+            "controlnet",
+            "conditioning_embedding_out_channels",
+            vec![u64::MAX; 4].into(),
+            "conditioning_embedding_out_channels is 18446744073709551615",
+        ),
+        ("text_encoder", "num_hidden_layers", (1u64 << 60).into(), "text_encoder: num_hidden_layers is 11529215"),
+        ("text_encoder", "vocab_size", 0.into(), "text_encoder: vocab_size is 0, must be 1 to 4194304"),
+        ("text_encoder", "num_attention_heads", 0.into(), "text_encoder: hidden_size 32 does not divide into 0"),
+    ] {
+        let (_dir, folder) = tiny();
+        set(&folder.join(part).join("config.json"), key, value);
+        let error = Bundle::open(&folder).unwrap_err().to_string();
+        assert!(error.contains(message), "no {message:?} in: {error}");
+    }
+}
+
+/// Eight tensors of 2^61 - 1 bytes and the header end beyond what 64 bits can count.
+#[test]
+fn a_header_that_claims_more_than_there_can_be_is_refused() {
+    let size = (1u64 << 61) - 1;
+    let tensor =
+        |i: u64| format!(r#""{i}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{},{}]}}"#, i * size, (i + 1) * size);
+    let header = format!("{{{}}}", (0..8).map(tensor).collect::<Vec<_>>().join(","));
+    let start = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let error =
+        Weights::from_start(Path::new("far.safetensors"), &start[..], start.len() as u64).unwrap_err().to_string();
+    assert!(error.contains("its header wants 18446744073709551615; it was cut off"), "{error}");
 }
 
 #[test]

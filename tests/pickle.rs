@@ -4,7 +4,9 @@ use pleinair::Error;
 use pleinair::bundle::pickle::{Checkpoint, Value};
 use pleinair::bundle::weights::Weights;
 use rand_mt::Mt;
+use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoints").join(name)
@@ -150,4 +152,63 @@ fn damaged_files_never_panic() {
     }
     // both must have happened, or the mutations test nothing
     assert!(good > 100 && bad > 1000, "{good} read, {bad} refused");
+}
+
+/// A checkpoint in memory: this pickle, and one storage of 16 bytes.
+fn archive(pickle: &[u8]) -> Cursor<Vec<u8>> {
+    let mut zip = zip::ZipWriter::new(Cursor::new(vec![]));
+    for (name, bytes) in [("a/data.pkl", pickle), ("a/data/0", &[0; 16])] {
+        let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        zip.start_file(name, stored).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap()
+}
+
+/// Memo 0: a reference to the storage; memo 1: a tensor of two numbers in it.
+const TENSOR: &[u8] = b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tq\x00\
+    0ctorch._utils\n_rebuild_tensor_v2\n(h\x00QK\x00K\x02\x85K\x01\x85tRq\x010";
+
+#[test]
+fn shared_containers_cost_no_more_than_they_may() {
+    let text = |key: &str| [b"X", &(key.len() as u32).to_le_bytes()[..], key.as_bytes()].concat();
+    // memo 2 is `items` over and over; each further memo is a list of 300 times the one before
+    let nested = |items: &[u8], times: usize, levels: u8| {
+        let mut pickle = [TENSOR, b"}(", &items.repeat(times), b"uq\x020"].concat();
+        for level in 3..3 + levels {
+            pickle.extend(b"](");
+            pickle.extend([b'h', level - 1].repeat(300));
+            pickle.extend([b'e', b'q', level, b'0']);
+        }
+        pickle.extend([b'h', 2 + levels, b'.']);
+        Checkpoint::from_file(Path::new("memory"), archive(&pickle)).unwrap().tensors()
+    };
+    let start = Instant::now();
+    let named = [text("x"), b"h\x01".to_vec()].concat();
+    assert_eq!(nested(&named, 1, 2).unwrap().len(), 300 * 300);
+    let long = [text(&"x".repeat(250)), b"h\x01".to_vec()].concat();
+    for (what, pickle) in [
+        ("tensors", nested(&named, 1, 3)),
+        ("items without a name", nested(b"NN", 10_000, 2)),
+        ("names", nested(&long, 1, 2)),
+        ("levels", nested(&named, 1, 20)),
+    ] {
+        let error = pickle.unwrap_err().to_string();
+        assert!(error.contains("containers without end"), "{what}: {error}");
+    }
+    // all that is far below a second, or the limits limit nothing
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_reference_to_a_storage_costs_the_same_however_long_it_is() {
+    // 100,000 further items in the reference, and a storage made of it 100,000 times
+    let mut pickle = b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000".to_vec();
+    pickle.extend(b"N".repeat(100_000));
+    pickle.extend(b"tq\x000");
+    pickle.extend(b"h\x00Q0".repeat(100_000));
+    pickle.extend(b"N.");
+    let start = Instant::now();
+    Checkpoint::from_file(Path::new("memory"), archive(&pickle)).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }

@@ -319,8 +319,9 @@ impl fmt::Display for Inspection {
                 part.configuration
             )?;
         }
-        let parameters: u64 = self.parts.iter().filter_map(|part| part.parameters).sum();
-        let bytes: u64 = self.parts.iter().map(|part| part.bytes).sum();
+        // a manifest may claim any number
+        let parameters = self.parts.iter().filter_map(|part| part.parameters).fold(0, u64::saturating_add);
+        let bytes = self.parts.iter().map(|part| part.bytes).fold(0, u64::saturating_add);
         let tensors: usize = self.parts.iter().filter_map(|part| part.tensors).sum();
         let files: usize = self.parts.iter().map(|part| part.files).sum();
         writeln!(f, "{:<13}{parameters:>14}{tensors:>9}{bytes:>15}{files:>7}", "all")?;

@@ -7,6 +7,29 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
 
+/// Resolution levels of a network; Stable Diffusion has four. A configuration is data from outside: bounds far above
+/// every known model keep what is computed from it within a number, and what is built from it within memory.
+const MOST_LEVELS: usize = 16;
+/// Layers in a row.
+const MOST_LAYERS: usize = 256;
+/// Channels of anything.
+const WIDEST: usize = 1 << 16;
+/// Words of a text encoder, and positions in its text.
+const MOST_WORDS: usize = 1 << 22;
+/// Side of the square latents a network was trained with.
+const LARGEST_LATENT: usize = 1 << 14;
+
+/// Names each `(key, number, most)` whose number is not from 1 to `most`.
+fn out_of_bounds(part: &str, numbers: &[(&str, usize, usize)]) -> Vec<String> {
+    let wrong = numbers.iter().filter(|(_, number, most)| !(1..=*most).contains(number));
+    wrong.map(|(key, number, most)| format!("{part}: {key} is {number}, must be 1 to {most}")).collect()
+}
+
+/// Names an addend of a variance that would make its root nothing to divide by.
+fn bad_epsilon(key: &str, epsilon: f64) -> Option<String> {
+    (!(0.0..=1.0).contains(&epsilon)).then(|| format!("{key} is {epsilon}, must be 0 to 1"))
+}
+
 /// `model_index.json`.
 #[derive(Debug, Deserialize)]
 pub struct ModelIndex {
@@ -217,35 +240,57 @@ impl UnetConfig {
             let (given, taken) = (self.out_channels, self.in_channels);
             problems.push(format!("unet: out_channels is {given}, must be in_channels, {taken}"));
         }
-        self.check_levels("unet", &["DownBlock2D", "CrossAttnDownBlock2D"], &self.down_block_types, &mut problems);
-        self.check_levels("unet", &["UpBlock2D", "CrossAttnUpBlock2D"], &self.up_block_types, &mut problems);
-        self.check_channels("unet", &mut problems);
+        problems.extend(out_of_bounds(
+            "unet",
+            &[
+                ("the number of block_out_channels", self.levels(), MOST_LEVELS),
+                ("in_channels", self.in_channels, WIDEST),
+                ("layers_per_block", self.layers_per_block, MOST_LAYERS),
+                ("cross_attention_dim", self.cross_attention_dim, WIDEST),
+                ("norm_num_groups", self.norm_num_groups, WIDEST),
+                ("sample_size", self.sample_size, LARGEST_LATENT),
+            ],
+        ));
+        problems.extend(bad_epsilon("unet: norm_eps", self.norm_eps));
+        if self.levels() <= MOST_LEVELS {
+            self.check_types(&["DownBlock2D", "CrossAttnDownBlock2D"], &self.down_block_types, &mut problems);
+            self.check_types(&["UpBlock2D", "CrossAttnUpBlock2D"], &self.up_block_types, &mut problems);
+            self.check_channels(&mut problems);
+        }
         problems
     }
 
-    fn check_levels(&self, part: &str, known: &[&str], types: &[String], problems: &mut Vec<String>) {
+    fn check_types(&self, known: &[&str], types: &[String], problems: &mut Vec<String>) {
         if types.len() != self.levels() {
-            problems.push(format!("{part}: {} levels of channels but {} block types", self.levels(), types.len()));
+            problems.push(format!("unet: {} levels of channels but {} block types", self.levels(), types.len()));
+            return;
         }
         for unknown in types.iter().filter(|t| !known.contains(&t.as_str())) {
-            problems.push(format!("{part}: block type {unknown} is not supported, only {}", known.join(" and ")));
+            problems.push(format!("unet: block type {unknown} is not supported, only {}", known.join(" and ")));
         }
     }
 
-    fn check_channels(&self, part: &str, problems: &mut Vec<String>) {
-        if self.levels() == 0 || self.layers_per_block == 0 || self.norm_num_groups == 0 {
-            problems.push(format!(
-                "{part}: block_out_channels, layers_per_block and norm_num_groups must not be empty or 0"
-            ));
-        }
+    fn check_channels(&self, problems: &mut Vec<String>) {
         for (i, &channels) in self.block_out_channels.iter().enumerate() {
             let heads = self.heads(i);
             if channels == 0 || heads == 0 || channels % heads != 0 || channels % self.norm_num_groups.max(1) != 0 {
                 problems.push(format!(
-                    "{part}: level {i} has {channels} channels, not divisible by its {heads} heads and {} groups",
+                    "unet: level {i} has {channels} channels, not divisible by its {heads} heads and {} groups",
                     self.norm_num_groups
                 ));
             }
+            let layers = self.transformer_layers_per_block.at(i);
+            if channels > WIDEST || layers > MOST_LAYERS {
+                problems.push(format!(
+                    "unet: level {i} has {channels} channels and {layers} transformer layers; at most {WIDEST} and \
+                     {MOST_LAYERS} are supported"
+                ));
+            }
+        }
+        // the timestep's frequencies are divided by the difference
+        let waves = self.block_out_channels.first().map_or(0, |channels| channels / 2);
+        if !(self.freq_shift < waves as f64) {
+            problems.push(format!("unet: freq_shift is {}, must be less than {waves}", self.freq_shift));
         }
     }
 }
@@ -281,12 +326,17 @@ impl ControlNetConfig {
             }
         }
         let layers = self.conditioning_embedding_out_channels.len();
-        if layers == 0 || 1 << (layers - 1) != vae_factor || self.conditioning_channels != 3 {
+        let factor = layers.checked_sub(1).and_then(|halvings| 1usize.checked_shl(halvings.try_into().ok()?));
+        if factor != Some(vae_factor) || self.conditioning_channels != 3 {
             problems.push(format!(
                 "controlnet: a control picture of {} channels in {layers} sizes does not come down to the latent's, \
                  1/{vae_factor} of 3 channels",
                 self.conditioning_channels
             ));
+        } else {
+            let channels = self.conditioning_embedding_out_channels.iter();
+            let numbers: Vec<_> = channels.map(|&n| ("conditioning_embedding_out_channels", n, WIDEST)).collect();
+            problems.extend(out_of_bounds("controlnet", &numbers));
         }
         problems
     }
@@ -334,6 +384,17 @@ impl TextConfig {
                 self.hidden_size, self.num_attention_heads
             ));
         }
+        problems.extend(out_of_bounds(
+            "text_encoder",
+            &[
+                ("vocab_size", self.vocab_size, MOST_WORDS),
+                ("hidden_size", self.hidden_size, WIDEST),
+                ("intermediate_size", self.intermediate_size, WIDEST),
+                ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
+                ("max_position_embeddings", self.max_position_embeddings, MOST_WORDS),
+            ],
+        ));
+        problems.extend(bad_epsilon("text_encoder: layer_norm_eps", self.layer_norm_eps));
         problems
     }
 }
@@ -371,8 +432,10 @@ impl VaeConfig {
         if self.shift_factor.is_some_and(|s| s != 0.0) {
             problems.push("vae: shift_factor is not supported, only null".into());
         }
-        if self.block_out_channels.is_empty() || !(self.scaling_factor > 0.0) {
-            problems.push("vae: block_out_channels must not be empty and scaling_factor must be positive".into());
+        let levels = ("the number of block_out_channels", self.block_out_channels.len(), MOST_LEVELS);
+        problems.extend(out_of_bounds("vae", &[levels]));
+        if !(1e-6..=1e6).contains(&self.scaling_factor) {
+            problems.push(format!("vae: scaling_factor is {}, must be 0.000001 to 1000000", self.scaling_factor));
         }
         problems
     }

@@ -107,10 +107,13 @@ impl Bundle {
     fn problems(&self) -> Vec<String> {
         let mut problems = self.unet.problems();
         problems.extend(self.text.problems());
-        problems.extend(self.vae.problems());
-        if let Some(controlnet) = &self.controlnet {
+        let vae = self.vae.problems();
+        if let Some(controlnet) = &self.controlnet
+            && vae.is_empty()
+        {
             problems.extend(controlnet.problems(&self.unet, self.factor()));
         }
+        problems.extend(vae);
         let (sees, gives) = (self.unet.cross_attention_dim, self.text.hidden_size);
         if sees != gives {
             problems.push(format!("unet: cross_attention_dim is {sees}, but the text encoder gives {gives} channels"));

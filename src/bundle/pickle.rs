@@ -18,10 +18,11 @@ use zip::{CompressionMethod, ZipArchive};
 const LARGEST_PICKLE: u64 = 64 << 20;
 /// Containers within containers that [`Checkpoint::tensors`] looks into.
 const DEEPEST: usize = 16;
-/// Values that [`Checkpoint::tensors`] looks at; a shared container counts each time it is met.
-const MOST_VALUES: usize = 1 << 20;
-/// Bytes of a tensor's name.
-const LONGEST_NAME: usize = 1024;
+/// Items of containers that [`Checkpoint::tensors`] looks at; those of a shared container count each time it is met. The
+/// training state of Stable Diffusion 1.5 has about 10,000.
+const MOST_ITEMS: usize = 1 << 18;
+/// Bytes of a tensor's name; a shared container gives its tensors a name each time it is met.
+const LONGEST_NAME: usize = 256;
 /// How a file begins that torch before 1.6 wrote: a pickle of its magic number.
 const OLD_TORCH: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19";
 /// The remedy for files of another form.
@@ -88,8 +89,16 @@ impl Checkpoint {
     /// # Errors
     /// If it is not a checkpoint in torch's zip form, compressed, big-endian or damaged.
     pub fn open(path: &Path) -> Result<Checkpoint> {
+        Self::from_file(path, File::open(path).map_err(Error::io(path))?)
+    }
+
+    /// As [`Checkpoint::open`], from anything that holds a file's bytes. `path` is what messages call it, and where
+    /// [`Checkpoint::read_f32`] looks for numbers.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_file(path: &Path, mut file: impl Read + Seek) -> Result<Checkpoint> {
         let fault = |what: String| Error::file(path, what);
-        let mut file = File::open(path).map_err(Error::io(path))?;
         let mut start = [0; OLD_TORCH.len()];
         let length = read_start(&mut file, &mut start).map_err(Error::io(path))?;
         if start == OLD_TORCH {
@@ -98,8 +107,8 @@ impl Checkpoint {
         if !start[..length].starts_with(b"PK") {
             return Err(fault(format!("no checkpoint in torch's zip form; {SAVE_AGAIN}")));
         }
-        let archive = Archive::open(path, file)?;
-        let pickle = archive.bytes(&archive.pickle, LARGEST_PICKLE)?;
+        let mut archive = Archive::open(path, file)?;
+        let pickle = archive.bytes(&archive.pickle.clone(), LARGEST_PICKLE)?;
         let program = machine::run(&pickle).map_err(|what| fault(format!("a damaged checkpoint: {what}")))?;
         let mut tensors = HashMap::new();
         for (id, node) in program.nodes.iter().enumerate() {
@@ -124,7 +133,7 @@ impl Checkpoint {
     /// If containers are nested or shared to an extent that no checkpoint has.
     pub fn tensors(&self) -> Result<BTreeMap<String, TensorPlace>> {
         let mut found = BTreeMap::new();
-        let mut left = MOST_VALUES;
+        let mut left = MOST_ITEMS;
         let root = match self.root() {
             Value::Dict(dict) => match dict.get("state_dict") {
                 Some(inner @ Value::Dict(_)) => inner,
@@ -143,11 +152,19 @@ impl Checkpoint {
     /// # Errors
     /// If its type is not a floating-point number of 16, 32 or 64 bits, or the file cannot be read any more.
     pub fn read_f32(&self, tensor: &TensorPlace) -> Result<Vec<f32>> {
+        self.read_f32_from(File::open(&self.path).map_err(Error::io(&self.path))?, tensor)
+    }
+
+    /// As [`Checkpoint::read_f32`], from the bytes that [`Checkpoint::from_file`] was given.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`].
+    pub fn read_f32_from(&self, file: impl Read + Seek, tensor: &TensorPlace) -> Result<Vec<f32>> {
         if values::width(tensor.dtype).is_none() {
             let what = format!("holds {:?} numbers; supported are {}", tensor.dtype, values::SUPPORTED);
             return Err(Error::file(&self.path, what));
         }
-        let span = values::read_f32(&self.path, tensor.offset, tensor.dtype, tensor.span())?;
+        let span = values::read_f32_from(&self.path, file, tensor.offset, tensor.dtype, tensor.span())?;
         Ok(if tensor.is_contiguous() { span } else { tensor.gather(&span) })
     }
 
@@ -178,10 +195,15 @@ fn flatten(
     left: &mut usize,
     found: &mut BTreeMap<String, TensorPlace>,
 ) -> bool {
-    if depth > DEEPEST || *left == 0 {
-        return false;
+    let items = match value {
+        Value::Dict(dict) => dict.items.len(),
+        Value::List(list) => list.items.len(),
+        _ => 0,
+    };
+    match left.checked_sub(items) {
+        Some(rest) if depth <= DEEPEST => *left = rest,
+        _ => return false,
     }
-    *left -= 1;
     let mut below = |key: &str, item| match name.len() + key.len() < LONGEST_NAME {
         true if name.is_empty() => flatten(item, key, depth + 1, left, found),
         true => flatten(item, &format!("{name}.{key}"), depth + 1, left, found),
@@ -281,18 +303,19 @@ impl TensorPlace {
 }
 
 /// The entries of a checkpoint's zip file: name, first byte, length.
-struct Archive<'a> {
+struct Archive<'a, F> {
     path: &'a Path,
+    file: BufReader<F>,
     entries: HashMap<String, (u64, u64)>,
     /// The entry with the pickle.
     pickle: String,
 }
 
-impl<'a> Archive<'a> {
-    fn open(path: &'a Path, file: File) -> Result<Self> {
+impl<'a, F: Read + Seek> Archive<'a, F> {
+    fn open(path: &'a Path, mut file: F) -> Result<Self> {
         let fault = |what: String| Error::file(path, what);
         let damaged = |e: &dyn std::fmt::Display| fault(format!("a damaged zip file: {e}; get the file again"));
-        let length = file.metadata().map_err(Error::io(path))?.len();
+        let length = file.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
         let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(&e))?;
         let mut entries = HashMap::new();
         for i in 0..zip.len() {
@@ -309,10 +332,9 @@ impl<'a> Archive<'a> {
         }
         let pickle = entries.keys().filter(|name| name.ends_with("/data.pkl")).min_by_key(|name| name.len()).cloned();
         let pickle = pickle.ok_or_else(|| fault("a zip file, but no checkpoint of torch: no data.pkl in it".into()))?;
-        let archive = Archive { path, entries, pickle };
-        if archive.entries.contains_key(&archive.name("byteorder"))
-            && archive.bytes(&archive.name("byteorder"), 16)? != b"little"
-        {
+        let mut archive = Archive { path, file: zip.into_inner(), entries, pickle };
+        let byteorder = archive.name("byteorder");
+        if archive.entries.contains_key(&byteorder) && archive.bytes(&byteorder, 16)? != b"little" {
             return Err(fault(format!("its numbers are big-endian; {SAVE_AGAIN}")));
         }
         Ok(archive)
@@ -323,15 +345,14 @@ impl<'a> Archive<'a> {
         format!("{}{entry}", self.pickle.trim_end_matches("data.pkl"))
     }
 
-    fn bytes(&self, name: &str, most: u64) -> Result<Vec<u8>> {
+    fn bytes(&mut self, name: &str, most: u64) -> Result<Vec<u8>> {
         let (start, size) = self.entries[name];
         if size > most {
             return Err(Error::file(self.path, format!("its entry {name} has {size} bytes, too many for its kind")));
         }
         let mut bytes = vec![0; size as usize];
-        let mut file = File::open(self.path).map_err(Error::io(self.path))?;
-        file.seek(SeekFrom::Start(start)).map_err(Error::io(self.path))?;
-        file.read_exact(&mut bytes).map_err(Error::io(self.path))?;
+        self.file.seek(SeekFrom::Start(start)).map_err(Error::io(self.path))?;
+        self.file.read_exact(&mut bytes).map_err(Error::io(self.path))?;
         Ok(bytes)
     }
 
@@ -367,7 +388,8 @@ impl<'a> Archive<'a> {
 }
 
 /// The first bytes of a file, as many as there are up to the length of `start`.
-fn read_start(file: &mut File, start: &mut [u8]) -> std::io::Result<usize> {
+fn read_start(file: &mut (impl Read + Seek), start: &mut [u8]) -> std::io::Result<usize> {
+    file.rewind()?;
     let mut length = 0;
     while length < start.len() {
         match file.read(&mut start[length..])? {

@@ -27,8 +27,21 @@ pub(super) fn width(dtype: Dtype) -> Option<usize> {
 /// # Errors
 /// If the file cannot be opened or ends early.
 pub(super) fn read_f32(path: &Path, offset: u64, dtype: Dtype, count: usize) -> Result<Vec<f32>> {
+    read_f32_from(path, File::open(path).map_err(Error::io(path))?, offset, dtype, count)
+}
+
+/// As [`read_f32`], from anything that holds a file's bytes; `path` is what messages call it.
+///
+/// # Errors
+/// As [`read_f32`].
+pub(super) fn read_f32_from(
+    path: &Path,
+    mut file: impl Read + Seek,
+    offset: u64,
+    dtype: Dtype,
+    count: usize,
+) -> Result<Vec<f32>> {
     let width = width(dtype).expect("the caller asks for types with a width");
-    let mut file = File::open(path).map_err(Error::io(path))?;
     file.seek(SeekFrom::Start(offset)).map_err(Error::io(path))?;
     let mut values = Vec::with_capacity(count);
     let mut bytes = vec![0; count.min(CHUNK) * width];

@@ -112,15 +112,34 @@ impl Weights {
         Self::open_files(path.parent().unwrap_or(path), &name, &[path.to_path_buf()])
     }
 
+    /// Reads the header of a safetensors file of `length` bytes from its `start`. `path` is what messages call it; its
+    /// numbers are not looked at.
+    ///
+    /// # Errors
+    /// If the header is damaged or belongs to a file of another length.
+    pub fn from_start(path: &Path, start: impl Read, length: u64) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Ok(Self::from_headers(path.parent().unwrap_or(path), &name, [read_header(path, start, length)?]))
+    }
+
     fn open_files(folder: &Path, part: &str, files: &[PathBuf]) -> Result<Self> {
+        let header = |path: &PathBuf| {
+            let file = File::open(path).map_err(Error::io(path))?;
+            let length = file.metadata().map_err(Error::io(path))?.len();
+            read_header(path, file, length)
+        };
+        let headers = files.iter().map(header).collect::<Result<Vec<_>>>()?;
+        Ok(Self::from_headers(folder, part, headers))
+    }
+
+    fn from_headers(folder: &Path, part: &str, headers: impl IntoIterator<Item = Header>) -> Self {
         let (mut tensors, mut metadata) = (BTreeMap::new(), HashMap::new());
-        for file in files {
-            let header = read_header(file)?;
+        for header in headers {
             tensors.extend(header.0);
             metadata.extend(header.1);
         }
         let (folder, part, problems) = (folder.to_path_buf(), part.into(), Mutex::default());
-        Ok(Weights { folder, part, tensors, metadata, problems, map: None, probe: None })
+        Weights { folder, part, tensors, metadata, problems, map: None, probe: None }
     }
 
     /// Maps `folder/part.safetensors` of a bundle.
@@ -331,10 +350,11 @@ fn files(place: &Path, stem: &str) -> Result<Vec<PathBuf>> {
     Err(Error::file(place, what))
 }
 
-/// The places of a safetensors file's tensors, and its metadata; reads the header only.
-fn read_header(path: &Path) -> Result<(BTreeMap<String, Place>, HashMap<String, String>)> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let length = file.metadata().map_err(Error::io(path))?.len();
+/// The places of a safetensors file's tensors, and its metadata.
+type Header = (BTreeMap<String, Place>, HashMap<String, String>);
+
+/// Reads the header only, from the start of a file of `length` bytes.
+fn read_header(path: &Path, mut file: impl Read, length: u64) -> Result<Header> {
     let mut first = [0; 8];
     if length < 8 {
         return Err(Error::file(path, format!("{length} bytes long, too short for safetensors; get the file again")));
@@ -351,8 +371,8 @@ fn read_header(path: &Path) -> Result<(BTreeMap<String, Place>, HashMap<String, 
     file.read_exact(&mut json).map_err(Error::io(path))?;
     let damaged = |e: &dyn std::fmt::Display| Error::file(path, format!("its safetensors header is damaged: {e}"));
     let metadata: Metadata = serde_json::from_slice(&json).map_err(|e| damaged(&e))?;
-    if 8 + header + metadata.data_len() as u64 != length {
-        let wanted = 8 + header + metadata.data_len() as u64;
+    let wanted = (8 + header).saturating_add(metadata.data_len() as u64);
+    if wanted != length {
         return Err(Error::file(path, format!("{length} bytes long, its header wants {wanted}; it was cut off")));
     }
     let place = |info: &safetensors::tensor::TensorInfo| Place {

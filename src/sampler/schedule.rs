@@ -84,6 +84,9 @@ pub struct SchedulerConfig {
     other: serde_json::Map<String, serde_json::Value>,
 }
 
+/// Training timesteps that a configuration may claim; models have 1000.
+const MOST_TIMESTEPS: usize = 100_000;
+
 // Defaults of the diffusers classes (scheduling_ddim.py, scheduling_lcm.py).
 fn yes() -> bool {
     true
@@ -140,16 +143,22 @@ impl SchedulerConfig {
                 )));
             }
         }
-        if self.num_train_timesteps == 0 {
-            return Err(Error::Usage(
-                "the scheduler configuration has num_train_timesteps = 0; give at least 1".into(),
-            ));
+        let n = self.num_train_timesteps;
+        if !(1..=MOST_TIMESTEPS).contains(&n) {
+            return Err(Error::Usage(format!(
+                "the scheduler configuration has num_train_timesteps = {n}; give 1 to {MOST_TIMESTEPS}"
+            )));
+        }
+        if self.steps_offset >= n {
+            return Err(Error::Usage(format!(
+                "the scheduler configuration has steps_offset = {} for num_train_timesteps = {n}; give less",
+                self.steps_offset
+            )));
         }
         match &self.trained_betas {
-            Some(betas) if betas.len() != self.num_train_timesteps => Err(Error::Usage(format!(
-                "the scheduler configuration has {} trained_betas for num_train_timesteps = {}; give one for each",
-                betas.len(),
-                self.num_train_timesteps
+            Some(betas) if betas.len() != n => Err(Error::Usage(format!(
+                "the scheduler configuration has {} trained_betas for num_train_timesteps = {n}; give one for each",
+                betas.len()
             ))),
             _ => Ok(()),
         }
@@ -222,7 +231,8 @@ impl Schedule {
     /// Computes the schedule a configuration describes.
     ///
     /// # Errors
-    /// [`Error::Usage`] naming the key and its value for anything not supported, and for betas outside (0, 1).
+    /// [`Error::Usage`] naming the key and its value for anything not supported, and for betas outside (0, 1) or so many
+    /// that alpha bar comes down to 0.
     pub fn new(config: SchedulerConfig) -> Result<Self> {
         config.check()?;
         let betas = config.betas();
@@ -233,13 +243,18 @@ impl Schedule {
         }
         // torch.cumprod keeps its running product of f32 factors in f64.
         let mut product = 1.0f64;
-        let alphas_cumprod = betas
+        let alphas_cumprod: Vec<f32> = betas
             .iter()
             .map(|beta| {
                 product *= f64::from(1.0 - beta);
                 product as f32
             })
             .collect();
+        if let Some(t) = alphas_cumprod.iter().position(|&alpha_cumprod| alpha_cumprod < f32::MIN_POSITIVE) {
+            return Err(Error::Usage(format!(
+                "the scheduler configuration's betas leave nothing of a picture at timestep {t}; give smaller ones"
+            )));
+        }
         Ok(Self { config, alphas_cumprod })
     }
 
@@ -385,6 +400,9 @@ mod tests {
         for (from, to) in [
             ("\"trained_betas\": null", "\"trained_betas\": [0.1, 0.2]"),
             ("\"num_train_timesteps\": 1000", "\"num_train_timesteps\": 0"),
+            ("\"num_train_timesteps\": 1000", "\"num_train_timesteps\": 65536"),
+            ("\"num_train_timesteps\": 1000", "\"num_train_timesteps\": 18446744073709551615"),
+            ("\"steps_offset\": 1", "\"steps_offset\": 18446744073709551615"),
             ("\"beta_end\": 0.012", "\"beta_end\": 1.5"),
             ("\"beta_start\": 0.00085", "\"beta_start\": -0.1"),
         ] {

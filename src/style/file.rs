@@ -61,8 +61,8 @@ impl Style {
         write_atomically(path, |file| file.write_all(&bytes))
     }
 
-    /// The file's bytes. The header is put together here because the crate's keeps metadata in random order.
-    fn to_bytes(&self) -> Vec<u8> {
+    /// The bytes that [`Style::save`] writes. The header is put together here because the crate's keeps metadata in random order.
+    pub fn to_bytes(&self) -> Vec<u8> {
         let mut header = Map::new();
         header.insert("__metadata__".to_owned(), json!(self.metadata()));
         let mut data = Vec::new();
@@ -93,8 +93,11 @@ impl Style {
         metadata
     }
 
-    /// Reads the file's bytes; the error says what is wrong with them.
-    fn from_bytes(bytes: &[u8]) -> Result<Style, String> {
+    /// Reads the file's bytes.
+    ///
+    /// # Errors
+    /// What is wrong with them, as [`Style::open`] has it.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Style, String> {
         check_header_length(bytes)?;
         let not_safetensors = |fault| format!("is not a safetensors file or is damaged ({fault}); copy it again");
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_safetensors)?;

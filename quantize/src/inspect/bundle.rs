@@ -65,7 +65,8 @@ impl Inspection {
     /// The files whose names begin so.
     fn files(&self, manifest: &Manifest, prefix: &str) -> Part {
         let files = manifest.files.iter().filter(|(name, _)| name.starts_with(prefix));
-        let (count, bytes) = files.fold((0, 0), |(count, bytes), (_, entry)| (count + 1, bytes + entry.bytes));
+        let (count, bytes) =
+            files.fold((0, 0u64), |(count, bytes), (_, entry)| (count + 1, bytes.saturating_add(entry.bytes)));
         Part { files: count, bytes, ..super::without_tensors(prefix, String::new()) }
     }
 

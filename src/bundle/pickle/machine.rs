@@ -292,8 +292,9 @@ impl<'a> Machine<'a> {
     fn persistent(&mut self) -> Result<(), String> {
         let reference = self.pop()?;
         let Node::Tuple(parts) = self.node(reference) else { return Err("a reference that is no storage".into()) };
-        let node = match parts.iter().map(|&id| self.node(id)).collect::<Vec<_>>()[..] {
-            [Node::Str(kind), Node::Global(class), Node::Str(key), ..] if &**kind == "storage" => {
+        let &[kind, class, key, ..] = parts.as_slice() else { return Err("a reference that is no storage".into()) };
+        let node = match [kind, class, key].map(|id| self.node(id)) {
+            [Node::Str(kind), Node::Global(class), Node::Str(key)] if &**kind == "storage" => {
                 if key.len() > LONGEST_NAME {
                     return Err("a storage with an endless name".into());
                 }

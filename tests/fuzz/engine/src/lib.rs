@@ -1,0 +1,1 @@
+//! Nothing of its own: cargo builds libFuzzer for it (see `tests/fuzz/run.sh`).

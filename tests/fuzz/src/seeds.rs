@@ -1,0 +1,143 @@
+//! What the fuzzers start from: good files, made from the fixtures, and the inputs kept in `corpus/`.
+
+use crate::{Target, header_length};
+use pleinair::style::Style;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+use zip::ZipArchive;
+
+/// Headers longer than this would only slow the fuzzers down.
+const LONGEST_HEADER: u64 = 4096;
+
+/// A name and the bytes.
+pub type Input = (String, Vec<u8>);
+
+/// Good files for a target, and some that are refused late.
+///
+/// # Panics
+/// If the fixtures are not where they belong.
+pub fn of(target: Target) -> Vec<Input> {
+    match target {
+        Target::Safetensors => headers(),
+        Target::Checkpoint => files(&fixtures().join("checkpoints"), &["ckpt", "pt", "zip"]),
+        Target::Pickle => of(Target::Checkpoint).iter().filter_map(pickle).collect(),
+        Target::Manifest => vec![
+            ("tiny-sd15".into(), manifest(&fixtures().join("tiny-sd15"), false)),
+            ("tiny-sd15-controlnet".into(), manifest(&fixtures().join("tiny-sd15"), true)),
+            ("atelier".into(), manifest(&repository().join("models/atelier"), true)),
+        ],
+        Target::Scheduler => vec![
+            ("tiny-sd15".into(), scheduler(&fixtures().join("tiny-sd15"))),
+            ("atelier".into(), scheduler(&repository().join("models/atelier"))),
+        ],
+        Target::Style => styles(),
+        Target::Planted => vec![("seed".into(), vec![0; 16])],
+    }
+}
+
+/// The inputs kept for a target.
+///
+/// # Panics
+/// If they cannot be read.
+pub fn kept(target: Target) -> Vec<Input> {
+    files(&repository().join("tests/fuzz/corpus").join(target.name()), &[""])
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/fuzz is in the repository").to_path_buf()
+}
+
+fn fixtures() -> PathBuf {
+    repository().join("tests/fixtures")
+}
+
+/// The files of a folder with one of these endings, in the order of their names.
+fn files(folder: &Path, endings: &[&str]) -> Vec<Input> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("a readable folder").path()).collect();
+    paths.sort();
+    let ending = |path: &Path| path.extension().unwrap_or_default().to_string_lossy().into_owned();
+    paths.retain(|path| path.is_file() && endings.contains(&ending(path).as_str()));
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    paths.into_iter().map(|path| (name(&path), fs::read(&path).expect("a readable file"))).collect()
+}
+
+/// The short headers of the fixtures, without their numbers, and a whole file.
+fn headers() -> Vec<Input> {
+    let folders = [fixtures(), fixtures().join("checkpoints"), repository().join("models/atelier/styles")];
+    let mut headers: Vec<Input> = folders.iter().flat_map(|folder| files(folder, &["safetensors"])).collect();
+    headers.retain(|(_, data)| header_length(data).is_some_and(|length| length <= LONGEST_HEADER));
+    for (_, data) in &mut headers {
+        data.truncate(8 + header_length(data).expect("kept above") as usize);
+    }
+    headers.push(("small-style".into(), small_style().to_bytes()));
+    headers
+}
+
+/// The pickle of a checkpoint, where it can be had.
+fn pickle((name, data): &Input) -> Option<Input> {
+    let mut zip = ZipArchive::new(Cursor::new(data)).ok()?;
+    let entry = zip.file_names().flatten().find(|name| name.ends_with("data.pkl"))?.into_owned();
+    let mut pickle = vec![];
+    zip.by_name(&entry).ok()?.read_to_end(&mut pickle).ok()?;
+    Some((name.clone(), pickle))
+}
+
+/// The manifest that a bundle of this diffusers folder would have.
+fn manifest(folder: &Path, control: bool) -> Vec<u8> {
+    let config = |part: &str| -> Value {
+        let path = folder.join(part).join("config.json");
+        serde_json::from_slice(&fs::read(&path).expect("a fixture")).expect("JSON")
+    };
+    let network = |part: &str, kind: &str, dtype: &str, layers: Value| json!({"kind": kind, "dtype": dtype, "config": config(part), "parameters": 1000, "layers": layers});
+    let layers = json!({
+        "conv_in": {"shape": [32, 4, 3, 3], "dtype": "f16", "kept": "first"},
+        "mid_block.attentions.0.proj_in": {"shape": [64, 64], "dtype": "int8", "psnr": 41.5},
+    });
+    let file = json!({"bytes": 10, "sha256": "00"});
+    let mut manifest = json!({
+        "format": pleinair::bundle::manifest::FORMAT,
+        "target": "cpu",
+        "dtype": "int8",
+        "source": "a fixture",
+        "license": "Apache-2.0",
+        "unet": network("unet", "UNet2DConditionModel", "int8", layers.clone()),
+        "text_encoder": network("text_encoder", "CLIPTextModel", "f16", json!({})),
+        "vae": network("vae", "AutoencoderKL", "f32", json!({})),
+        "files": {"unet.safetensors": file, "tiny_vae_decoder.onnx": file, "a/b.json": file},
+        "quality": {"psnr": [40.0, 41.0], "seeds": 8},
+    });
+    if control {
+        manifest["controlnet"] = network("controlnet", "ControlNetModel", "int8", layers);
+        manifest["control"] = json!("soft-edge");
+    }
+    manifest.to_string().into_bytes()
+}
+
+fn scheduler(folder: &Path) -> Vec<u8> {
+    fs::read(folder.join("scheduler/scheduler_config.json")).expect("a fixture")
+}
+
+fn small_style() -> Style {
+    Style {
+        token: "gogh".into(),
+        vectors: vec![vec![0.5, -1.0], vec![0.25, 2.0]],
+        base: "ab".repeat(32),
+        context: vec!["A {}".into(), "B".into()],
+        steps: Some(500),
+        seed: Some(7),
+        license: "CC0-1.0".into(),
+        init: "painting".into(),
+        mix: Some("1..0=a".into()),
+    }
+}
+
+fn styles() -> Vec<Input> {
+    let one = Style { vectors: vec![vec![1.0]], steps: None, mix: None, context: vec![], ..small_style() };
+    let mut styles = files(&repository().join("models/atelier/styles"), &["safetensors"]);
+    styles.truncate(1);
+    styles.extend([("small".into(), small_style().to_bytes()), ("one".into(), one.to_bytes())]);
+    styles
+}

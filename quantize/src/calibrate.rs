@@ -8,10 +8,10 @@ use crate::network::{Network, rows};
 use crate::trial;
 use candle_core::Tensor;
 use pleinair::bundle::Bundle;
-use pleinair::bundle::weights::{Probe, Weights};
+use pleinair::bundle::weights::{Int8, Packing, Probe, Values, Weight, Weights};
 use pleinair::painter::{Order, Painter};
 use pleinair::{Error, Result};
-use pleinair_cpu::{Int8, Packing, Values, Weight};
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

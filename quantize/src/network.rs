@@ -6,9 +6,9 @@ use crate::rules::{Choice, Rule, choose};
 use crate::tensors::{Role, TensorSpec};
 use crate::writer::{self, Entry};
 use pleinair::bundle::manifest::{Dtype, FileEntry, Layer};
+use pleinair::bundle::weights::{Packing, channels_last, pack};
 use pleinair::{Error, Result};
-use pleinair_cpu::int8::pack;
-use pleinair_cpu::{Packing, channels_last};
+
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -23,7 +23,7 @@ pub struct Network {
     pieces: Vec<Piece>,
     /// By layer, for those that are multiplied with something.
     choices: BTreeMap<String, Choice>,
-    /// By layer; see [`pleinair_cpu::Int8::smooth`].
+    /// By layer; see [`pleinair::bundle::weights::Int8::smooth`].
     smooth: HashMap<String, Vec<f32>>,
     /// By layer: what one measured.
     psnr: HashMap<String, f64>,

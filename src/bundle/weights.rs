@@ -4,7 +4,7 @@
 use super::values;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
-use pleinair_cpu::{Int8, MappedFile, Numbers, Packing, Plain, Values, Weight, channels_last};
+use pleinair_cpu::{MappedFile, Numbers, Plain};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,6 +12,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+pub use pleinair_cpu::int8::pack;
+pub use pleinair_cpu::{Int8, Packing, Values, Weight, channels_last};
 
 /// A header larger than this is damage, not a header (the safetensors library's own bound).
 const LARGEST_HEADER: u64 = 100_000_000;

@@ -3,7 +3,7 @@
 use crate::calibrate::{self, Budget};
 use crate::folder::{NewFolder, write_json, write_synced};
 use crate::network::Network;
-use crate::onnx::{self, Storage, VaeKind};
+use crate::onnx::{self, FileTensors, Storage, VaeKind};
 use crate::report::{self, Quality};
 use crate::rules::{self, Rule};
 use crate::source::{Options, Part, Source};
@@ -11,7 +11,6 @@ use crate::tensors::{self, TensorSpec};
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
 use pleinair::bundle::manifest::{Control, Dtype, FORMAT, FileEntry, Manifest, Network as Entry, Target};
 use pleinair::bundle::weights::Packing;
-use pleinair::bundle::weights::Weights;
 use pleinair::bundle::{Bundle, manifest, read_json};
 use pleinair::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -22,6 +21,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 /// What to convert, how, and where to.
 #[derive(Debug, Clone, clap::Args)]
@@ -103,6 +103,17 @@ pub struct Summary {
     pub manifest: Manifest,
     /// What is worth knowing besides.
     pub warnings: Vec<String>,
+    /// How long it took.
+    pub seconds: f64,
+    /// The most memory that the process has had resident so far, where the system tells.
+    pub peak_resident_bytes: Option<u64>,
+}
+
+/// `VmHWM` of `/proc/self/status`, which only Linux has.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
 }
 
 impl fmt::Display for Summary {
@@ -117,6 +128,13 @@ impl fmt::Display for Summary {
             let int8 = layers.values().filter(|layer| layer.dtype == Dtype::Int8).count();
             let kept = layers.values().filter(|layer| layer.kept.is_some()).count();
             writeln!(f, "{name}: {} layers, {int8} int8, {kept} kept finer than {}", layers.len(), manifest.dtype)?;
+        }
+        let bytes = manifest.files.get("unet.safetensors").map_or(0, |entry| entry.bytes);
+        let ratio = bytes as f64 / (4 * manifest.unet.parameters) as f64;
+        write!(f, "converted in {:.2} s; the UNet takes {ratio:.4} of its size in f32", self.seconds)?;
+        match self.peak_resident_bytes {
+            Some(bytes) => writeln!(f, "; at most {} MB resident", bytes / 1_000_000)?,
+            None => writeln!(f)?,
         }
         if let Some(quality) = &manifest.quality {
             let worst = |key: &str| quality[key].as_f64().map_or("equal".to_owned(), |db| format!("{db:.1} dB"));
@@ -146,6 +164,7 @@ impl Convert {
     /// missing or of another architecture, [`Error::Interrupted`], or the disk. No bundle appears then, and an old one is
     /// as it was.
     pub fn run(&self, interrupted: &AtomicBool, tell: &mut dyn FnMut(&str)) -> Result<Summary> {
+        let began = Instant::now();
         let folder = NewFolder::begin(&self.out, self.force)?;
         let source = self.open()?;
         let mut manifest = self.manifest(&source)?;
@@ -175,7 +194,12 @@ impl Convert {
             write_json(&folder.path().join(manifest::FILE_NAME), &manifest)?;
         }
         folder.finish()?;
-        Ok(Summary { manifest, warnings: source.warnings().to_vec() })
+        Ok(Summary {
+            manifest,
+            warnings: source.warnings().to_vec(),
+            seconds: began.elapsed().as_secs_f64(),
+            peak_resident_bytes: peak_resident_bytes(),
+        })
     }
 
     fn open(&self) -> Result<Source> {
@@ -400,9 +424,9 @@ fn tiny_decoder(from: &Path, storage: Storage, latent_channels: usize) -> Result
         return std::fs::read(from).map_err(Error::io(from));
     }
     // a file alone has the configuration that diffusers gives the class
-    let (weights, config) = match from.is_dir() {
-        true => (Weights::open(from, "", "diffusion_pytorch_model")?, read_json(&from.join("config.json"))?),
-        false => (Weights::open_file(from)?, json!({"_class_name": "AutoencoderTiny"})),
+    let (mut tensors, config) = match from.is_dir() {
+        true => (FileTensors::open(from)?, read_json(&from.join("config.json"))?),
+        false => (FileTensors::open(from)?, json!({"_class_name": "AutoencoderTiny"})),
     };
     let kind = VaeKind::from_json(&config).map_err(|error| in_folder(error, from))?;
     let VaeKind::Tiny(_) = &kind else {
@@ -414,20 +438,7 @@ fn tiny_decoder(from: &Path, storage: Storage, latent_channels: usize) -> Result
             format!("takes latents of {channels} channels scaled by {scale}, the UNet's have {latent_channels} and 1");
         return Err(Error::file(from, what));
     }
-    kind.decoder(&mut FileTensors(weights), storage).map_err(|error| in_folder(error, from))
-}
-
-/// The tensors of a VAE in a file of its own.
-struct FileTensors(Weights);
-
-impl onnx::Tensors for FileTensors {
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.headers().find(|header| header.name == name).map(|header| header.shape.to_vec())
-    }
-
-    fn read(&mut self, name: &str, _shape: &[usize]) -> Result<Vec<f32>> {
-        self.0.read_f32(name)
-    }
+    kind.decoder(&mut tensors, storage).map_err(|error| in_folder(error, from))
 }
 
 /// The error with the place that it is about.

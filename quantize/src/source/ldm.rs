@@ -164,3 +164,73 @@ impl Layers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::configs::Model;
+    use crate::tensors;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    /// The pairs of `tests/reference/ldm_names.py`, original name first.
+    fn reference(model: &str, part: &str) -> BTreeMap<String, String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/ldm-names.json");
+        let names: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        serde_json::from_value(names[model][part].clone()).unwrap()
+    }
+
+    fn layers(names: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+        names.into_iter().map(|name| name.rsplit_once('.').unwrap().0.to_string()).collect()
+    }
+
+    fn pairs(layers: BTreeSet<String>, name: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
+        let count = layers.len();
+        let pairs: BTreeMap<_, _> = layers.into_iter().map(|layer| (name(&layer).unwrap(), layer)).collect();
+        assert_eq!(pairs.len(), count, "two layers of one name");
+        pairs
+    }
+
+    #[test]
+    fn every_layer_of_sd15_has_its_original_name_and_only_that() {
+        for model in [Model::Sd15, Model::Tiny] {
+            let (unet, controlnet) = (model.unet(), model.controlnet());
+            let names = |specs: Vec<tensors::TensorSpec>| layers(specs.into_iter().map(|tensor| tensor.name));
+            let found = pairs(names(tensors::unet(&unet)), |layer| unet_name(&unet, layer));
+            assert_eq!(found, reference("sd15", "unet"));
+            let found = pairs(names(tensors::controlnet(&controlnet, &unet)), |l| controlnet_name(&unet, 6, l));
+            assert_eq!(found, reference("sd15", "controlnet"));
+            let (_, vae) = model.files().into_iter().find(|(path, _)| *path == "vae/config.json").unwrap();
+            let found: BTreeMap<_, _> = vae_layers(&vae).unwrap().into_iter().map(|(name, ldm)| (ldm, name)).collect();
+            assert_eq!(found, reference("sd15", "vae"));
+        }
+    }
+
+    #[test]
+    fn names_follow_the_configuration() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/atelier");
+        let bundle = pleinair::bundle::Bundle::open(&folder).unwrap();
+        let found = pairs(layers(tensors::unet(&bundle.unet).into_iter().map(|tensor| tensor.name)), |layer| {
+            unet_name(&bundle.unet, layer)
+        });
+        assert_eq!(found, reference("atelier", "unet"));
+        let specs = tensors::controlnet(bundle.controlnet.as_ref().unwrap(), &bundle.unet);
+        let found = pairs(layers(specs.into_iter().map(|tensor| tensor.name)), |l| controlnet_name(&bundle.unet, 4, l));
+        assert_eq!(found, reference("atelier", "controlnet"));
+        let vae: Value = serde_json::from_slice(&std::fs::read(folder.join("vae/config.json")).unwrap()).unwrap();
+        let found: BTreeMap<_, _> = vae_layers(&vae).unwrap().into_iter().map(|(name, ldm)| (ldm, name)).collect();
+        assert_eq!(found, reference("atelier", "vae"));
+    }
+
+    #[test]
+    fn what_no_network_has_has_no_name() {
+        let unet = Model::Sd15.unet();
+        for name in
+            ["", "nonsense.weight", "down_blocks.x.resnets.0.conv1", "up_blocks.9.upsamplers.0.conv", "mid_block"]
+        {
+            assert_eq!(unet_name(&unet, name), None, "{name}");
+        }
+        assert!(vae_layers(&serde_json::json!({"layers_per_block": 2})).unwrap_err().contains("block_out_channels"));
+        assert!(vae_layers(&serde_json::json!({"block_out_channels": [8]})).unwrap_err().contains("layers_per_block"));
+    }
+}

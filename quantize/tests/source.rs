@@ -75,6 +75,9 @@ fn write_single(folder: &Path, model: &str, parts: &[Part], out: &Path) {
     candle_core::safetensors::save(&all, out).unwrap();
 }
 
+/// Names and shapes.
+type Zeros<'a> = Vec<(&'a str, &'a [usize])>;
+
 /// A file with tensors of zeros.
 fn write_zeros(out: &Path, tensors: &[(&str, &[usize])]) {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
@@ -132,7 +135,7 @@ fn several_threads_read_at_once() {
 fn one_file_in_the_original_naming_gives_what_the_folder_gives() {
     let folder = tempfile::tempdir().unwrap();
     // their text encoders differ: one has the prefix and the buffer of positions, one neither
-    for (model, names, from) in [("tiny", "sd15", tiny()), ("atelier", "atelier", root().join("models/atelier"))] {
+    for (model, names, from) in [("tiny", "tiny-sd15", tiny()), ("atelier", "atelier", root().join("models/atelier"))] {
         let file = folder.path().join(format!("{model}.safetensors"));
         write_single(&from, names, &Part::ALL, &file);
         let want = Source::open(&only(&from)).unwrap();
@@ -175,9 +178,9 @@ fn a_controlnet_comes_in_every_form() {
     let want = Source::open(&only(&tiny())).unwrap();
     let stored = tensors(&part_files(&tiny(), Part::ControlNet));
     candle_core::safetensors::save(&stored, at("diffusers.safetensors")).unwrap();
-    candle_core::safetensors::save(&original(&tiny(), "sd15", Part::ControlNet), at("bare.safetensors")).unwrap();
-    write_single(&tiny(), "sd15", &[Part::ControlNet], &at("prefixed.safetensors"));
-    write_single(&tiny(), "sd15", &Part::ALL, &at("whole.safetensors"));
+    candle_core::safetensors::save(&original(&tiny(), "tiny-sd15", Part::ControlNet), at("bare.safetensors")).unwrap();
+    write_single(&tiny(), "tiny-sd15", &[Part::ControlNet], &at("prefixed.safetensors"));
+    write_single(&tiny(), "tiny-sd15", &Part::ALL, &at("whole.safetensors"));
     // a pipeline without one
     let without = at("without");
     copy_folder(&tiny(), &without);
@@ -229,8 +232,8 @@ fn another_vae_takes_the_place_of_the_pipelines_own() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let want = Source::open(&only(&tiny())).unwrap();
-    candle_core::safetensors::save(&original(&tiny(), "sd15", Part::Vae), at("bare.safetensors")).unwrap();
-    write_single(&tiny(), "sd15", &[Part::Vae], &at("prefixed.safetensors"));
+    candle_core::safetensors::save(&original(&tiny(), "tiny-sd15", Part::Vae), at("bare.safetensors")).unwrap();
+    write_single(&tiny(), "tiny-sd15", &[Part::Vae], &at("prefixed.safetensors"));
     // SD 1.5's own folder has the names that the attention's layers had in 2022
     let old = |name: String| {
         [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")]
@@ -239,7 +242,7 @@ fn another_vae_takes_the_place_of_the_pipelines_own() {
     };
     let stored = tensors(&part_files(&tiny(), Part::Vae)).into_iter().map(|(name, tensor)| (old(name), tensor));
     candle_core::safetensors::save(&stored.collect::<HashMap<_, _>>(), at("old.safetensors")).unwrap();
-    write_single(&tiny(), "sd15", &[Part::Unet, Part::TextEncoder], &at("without.safetensors"));
+    write_single(&tiny(), "tiny-sd15", &[Part::Unet, Part::TextEncoder], &at("without.safetensors"));
     let without = at("without.safetensors");
     let options = Options { config: Some(&tiny()), ..only(&without) };
     let what = "there is no VAE in it; name one with --vae";
@@ -309,7 +312,7 @@ fn every_naming_of_a_lora_gives_the_weights_that_diffusers_fuses() {
 fn loras_add_up_and_go_with_single_files() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tiny.safetensors");
-    write_single(&tiny(), "sd15", &Part::ALL, &file);
+    write_single(&tiny(), "tiny-sd15", &Part::ALL, &file);
     let name = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight";
     let read = |weights: &[f32]| {
         let loras: Vec<_> = weights.iter().map(|&weight| (fixture("loras/kohya.safetensors"), weight)).collect();
@@ -390,7 +393,7 @@ fn clips_own_words_are_those_of_transformers() {
 fn a_file_with_other_widths_than_the_configuration_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tiny.safetensors");
-    write_single(&tiny(), "sd15", &Part::ALL, &file);
+    write_single(&tiny(), "tiny-sd15", &Part::ALL, &file);
     let as_sd15 = fault(&only(&file));
     assert!(as_sd15.contains("Stable Diffusion 1.5's configuration [320, 4, 3, 3]"), "{as_sd15}");
     assert!(as_sd15.contains("--config"), "{as_sd15}");
@@ -422,7 +425,7 @@ fn other_architectures_and_other_files_are_named() {
     let double = format!("{unet}double_blocks.0.img_attn.qkv.weight");
     let joint = format!("{unet}joint_blocks.0.x_block.attn.qkv.weight");
     let remedy = "supported are Stable Diffusion 1.x text-to-image models";
-    let cases: Vec<(Vec<(&str, &[usize])>, &str)> = vec![
+    let cases: Vec<(Zeros, &str)> = vec![
         (vec![(&conv_in, &conv4), (&to_k, &[640, 2048])], "Stable Diffusion XL"),
         (vec![(&conv_in, &conv4), ("conditioner.embedders.1.model.ln_final.weight", &[8])], "Stable Diffusion XL"),
         (vec![(&conv_in, &conv4), (&label, &[8, 8])], "Stable Diffusion XL"),
@@ -486,7 +489,7 @@ fn files_that_cannot_be_read_are_named() {
 
     // safetensors under the name of a checkpoint are read for what they are
     let renamed = folder.path().join("renamed.ckpt");
-    write_single(&tiny(), "sd15", &Part::ALL, &renamed);
+    write_single(&tiny(), "tiny-sd15", &Part::ALL, &renamed);
     assert!(Source::open(&Options { config: Some(&tiny()), ..only(&renamed) }).is_ok());
 }
 

@@ -1,11 +1,11 @@
 """Makes tests/fixtures/ldm-names.json: the original ("LDM") name of every layer, with the name that diffusers' own
-conversion gives it, for Stable Diffusion 1.5 and for the default model, whose levels are others.
+conversion gives it, for Stable Diffusion 1.5, for tiny-sd15 and for the default model, whose levels are others.
 
     python tests/reference/ldm_names.py
 
 Versions: diffusers 0.42.1, transformers 5.23.0. The original names come from walking the levels as the constructors of the
 original code do (`openaimodel.py`, `cldm.py`, `model.py`), the diffusers names from `diffusers.loaders.single_file_utils`; what
-that leaves out or gives twice is an error. `tiny-sd15` has the levels and so the names of SD 1.5.
+that leaves out or gives twice is an error.
 """
 import json
 from pathlib import Path
@@ -154,9 +154,20 @@ def configs_of(folder):
     return {part: json.loads((folder / part / "config.json").read_text()) for part in ("unet", "controlnet", "vae")}
 
 
+def sd15(tiny):
+    """Stable Diffusion 1.5's widths; all else it shares with tiny-sd15."""
+    levels = {"block_out_channels": [320, 640, 1280, 1280], "norm_num_groups": 32, "cross_attention_dim": 768}
+    return {
+        "unet": tiny["unet"] | levels,
+        "controlnet": tiny["controlnet"] | levels | {"conditioning_embedding_out_channels": [16, 32, 96, 256]},
+        "vae": tiny["vae"] | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32},
+    }
+
+
 if __name__ == "__main__":
-    tiny = model_pairs(configs_of(ROOT / "tests/fixtures/tiny-sd15"))
-    names = {"sd15": tiny, "atelier": model_pairs(configs_of(ROOT / "models/atelier"))}
+    tiny = configs_of(ROOT / "tests/fixtures/tiny-sd15")
+    configs = {"sd15": sd15(tiny), "tiny-sd15": tiny, "atelier": configs_of(ROOT / "models/atelier")}
+    names = {model: model_pairs(parts) for model, parts in configs.items()}
     out = ROOT / "tests/fixtures/ldm-names.json"
     out.write_text(json.dumps(names, indent=0, separators=(",", ":")) + "\n")
     print({model: {part: len(layers) for part, layers in parts.items()} for model, parts in names.items()}, out.stat().st_size)

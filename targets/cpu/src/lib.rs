@@ -7,6 +7,7 @@
 mod attention;
 mod conv;
 mod geglu;
+pub mod int8;
 mod linear;
 mod matrix;
 mod norm;

@@ -8,6 +8,7 @@ mod attention;
 mod conv;
 mod geglu;
 pub mod int8;
+pub mod isa;
 mod linear;
 mod matrix;
 mod norm;

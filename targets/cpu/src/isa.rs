@@ -93,6 +93,14 @@ impl Token for Scalar {
     }
 }
 
+#[cfg(all(test, target_arch = "x86_64"))]
+impl Amx {
+    /// The token for tests that carry out AMX's instructions themselves.
+    pub(crate) fn emulated() -> Option<Self> {
+        has_avx512().then_some(Amx(()))
+    }
+}
+
 /// Detection of AMX, for which the standard library's macro is unstable.
 #[cfg(target_arch = "x86_64")]
 mod amx {

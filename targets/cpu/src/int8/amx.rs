@@ -121,3 +121,6 @@ unsafe fn multiply(tile: &Tile<'_>, sums: &mut Sums) {
 }
 
 const _: () = assert!(PANEL * size_of::<i32>() == 64 && Sums::STRIDE == 2 * PANEL);
+
+#[cfg(all(test, target_os = "linux"))]
+mod trap;

@@ -9,14 +9,14 @@ pub(super) const MAX_PANELS: usize = 2;
 
 /// The sums of a tile, row by row.
 #[repr(align(64))]
-pub(super) struct Sums(pub [[i32; MAX_PANELS * PANEL]; MAX_ROWS]);
+pub(super) struct Sums(pub [[i32; Self::STRIDE]; MAX_ROWS]);
 
 impl Sums {
     /// `i32`s from one row to the next.
     pub(super) const STRIDE: usize = MAX_PANELS * PANEL;
 
     pub(super) fn new() -> Self {
-        Sums([[0; MAX_PANELS * PANEL]; MAX_ROWS])
+        Sums([[0; Self::STRIDE]; MAX_ROWS])
     }
 }
 
@@ -52,6 +52,7 @@ impl<'a> Tile<'a> {
         self.rows
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn panels(&self) -> usize {
         self.panels
     }
@@ -73,6 +74,7 @@ impl<'a> Tile<'a> {
 
     /// `depth / 4` groups of 16 x 4 weights.
     pub(super) fn panel(&self, index: usize) -> &'a [i8] {
+        assert!(index < self.panels);
         &self.weights[index * PANEL * self.depth..][..PANEL * self.depth]
     }
 }

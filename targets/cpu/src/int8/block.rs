@@ -1,7 +1,7 @@
 //! A product cut into blocks for the caches and the cores, and what is common to all instruction sets in it.
 
 use super::PackedWeight;
-use super::kernel::{Kernel, MAX_PANELS, Sums, Tile};
+use super::kernel::{Kernel, Sums, Tile};
 use super::pack::{PANEL, padded_inputs};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -143,40 +143,60 @@ fn run<K: Kernel, S: Source>(
     for first_panel in panels.clone().step_by(K::PANELS) {
         let count = K::PANELS.min(panels.end - first_panel);
         let weights = &product.weight.packed[first_panel * PANEL * depth..];
+        let outputs = Outputs::new::<K>(&product.weight, product.bias, first_panel * PANEL);
         for top in (0..rows.len()).step_by(tile_rows) {
             let height = tile_rows.min(rows.len() - top);
             let size = (height.next_multiple_of(K::ROW_STEP), count);
             kernel.sums(&Tile::new((&gathered[top * stride..], stride), weights, depth, size), &mut sums);
-            finish::<K, S>(product, &sums, rows.start + top..rows.start + top + height, first_panel);
+            finish::<K, S>(product, &sums, rows.start + top..rows.start + top + height, &outputs);
         }
     }
     kernel.end();
 }
 
-/// Scales, bias: from sums to results.
-#[inline(always)]
-fn finish<K: Kernel, S: Source>(product: &Product<'_, S>, sums: &Sums, rows: Range<usize>, first_panel: usize) {
-    let first = first_panel * PANEL;
-    let outputs = first..(first + K::PANELS * PANEL).min(product.weight.outputs());
-    let scales = &product.weight.scales[outputs.clone()];
-    let weight_sums = &product.weight.sums[outputs.clone()];
-    // xor 0x80 added 128 to every activation
-    let excess = if K::FLIP == 0x80 { 128 } else { 0 };
-    let mut corrections = [0; MAX_PANELS * PANEL];
-    for (correction, sum) in corrections.iter_mut().zip(weight_sums) {
-        *correction = excess * sum;
+/// What the outputs of some panels need, zero beyond the last output.
+struct Outputs {
+    first: usize,
+    count: usize,
+    corrections: [i32; Sums::STRIDE],
+    scales: [f32; Sums::STRIDE],
+    bias: [f32; Sums::STRIDE],
+}
+
+impl Outputs {
+    #[inline(always)]
+    fn new<K: Kernel>(weight: &PackedWeight<'_>, bias: Option<&[f32]>, first: usize) -> Self {
+        let count = (K::PANELS * PANEL).min(weight.outputs() - first);
+        // nothing changes when -0 is added to it, not even -0
+        let (mut corrections, mut scales, mut biases) = ([0; _], [0.0; _], [-0.0; _]);
+        // xor 0x80 added 128 to every activation
+        let excess = if K::FLIP == 0x80 { 128 } else { 0 };
+        for (i, output) in (first..first + count).enumerate() {
+            corrections[i] = excess * weight.sums[output];
+            scales[i] = weight.scales[output];
+            if let Some(bias) = bias {
+                biases[i] = bias[output];
+            }
+        }
+        Outputs { first, count, corrections, scales, bias: biases }
     }
+}
+
+/// From sums to results.
+#[inline(always)]
+fn finish<K: Kernel, S: Source>(product: &Product<'_, S>, sums: &Sums, rows: Range<usize>, outputs: &Outputs) {
     for (row, sums) in rows.zip(&sums.0) {
         let scale = product.source.scale(row);
         // SAFETY: blocks do not overlap, and within a block each row of each panel is visited once.
-        let y = unsafe { product.result(row, outputs.clone()) };
-        for i in 0..y.len() {
-            y[i] = (sums[i] - corrections[i]) as f32 * scale * scales[i];
+        let y = unsafe { product.result(row, outputs.first..outputs.first + outputs.count) };
+        let mut results = [0.0; Sums::STRIDE];
+        for i in 0..K::PANELS * PANEL {
+            results[i] = (sums[i] - outputs.corrections[i]) as f32 * scale * outputs.scales[i] + outputs.bias[i];
         }
-        if let Some(bias) = product.bias {
-            for (y, bias) in y.iter_mut().zip(&bias[outputs.clone()]) {
-                *y += bias;
-            }
+        // of a length the compiler knows where it can be
+        match y.first_chunk_mut::<{ Sums::STRIDE }>() {
+            Some(y) => *y = results,
+            None => y.copy_from_slice(&results[..outputs.count]),
         }
     }
 }

@@ -5,10 +5,18 @@
 
 use std::fmt;
 
+/// Something to be done with whatever instructions there are.
+///
+/// `run` and all that it calls must be `#[inline(always)]`: only what is inlined is compiled for them. That is why this
+/// is no closure, of which the compiler makes a function of its own.
+pub(crate) trait Work {
+    fn run(self);
+}
+
 /// The proof that the CPU has an instruction set.
 pub(crate) trait Token: Copy + Send + Sync {
-    /// Runs `work` compiled for these instructions; what is to profit must be inlined into it.
-    fn vectorize<R>(self, work: impl FnOnce() -> R) -> R;
+    /// Does the work compiled for these instructions.
+    fn vectorize(self, work: impl Work);
 }
 
 macro_rules! token {
@@ -29,10 +37,10 @@ macro_rules! token {
         #[cfg(target_arch = $arch)]
         impl Token for $token {
             #[inline(always)]
-            fn vectorize<R>(self, work: impl FnOnce() -> R) -> R {
+            fn vectorize(self, work: impl Work) {
                 #[target_feature(enable = $features)]
-                fn inside<R>(work: impl FnOnce() -> R) -> R {
-                    work()
+                fn inside(work: impl Work) {
+                    work.run();
                 }
                 // SAFETY: the token exists, so the CPU has these features.
                 unsafe { inside(work) }
@@ -88,8 +96,8 @@ impl Scalar {
 
 impl Token for Scalar {
     #[inline(always)]
-    fn vectorize<R>(self, work: impl FnOnce() -> R) -> R {
-        work()
+    fn vectorize(self, work: impl Work) {
+        work.run();
     }
 }
 

@@ -3,6 +3,7 @@
 use super::PackedWeight;
 use super::kernel::{Kernel, Sums, Tile};
 use super::pack::{PANEL, padded_inputs};
+use crate::isa::Work;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -110,7 +111,9 @@ pub(super) fn multiply<K: Kernel, S: Source>(kernel: K, product: Product<'_, S>)
     let block = |index: usize| {
         let part = |i: usize, size: usize, whole: usize| i * size..((i + 1) * size).min(whole);
         let (rows, panels) = (part(index / across, cut.rows, rows), part(index % across, cut.panels, panels));
-        GATHERED.with_borrow_mut(|gathered| kernel.vectorize(|| run(kernel, &product, rows, panels, gathered)));
+        GATHERED.with_borrow_mut(|gathered| {
+            kernel.vectorize(Block { kernel, product: &product, rows, panels, gathered });
+        });
     };
     match down * across {
         1 => block(0),
@@ -118,40 +121,45 @@ pub(super) fn multiply<K: Kernel, S: Source>(kernel: K, product: Product<'_, S>)
     }
 }
 
-/// One block on one thread.
-#[inline(always)]
-fn run<K: Kernel, S: Source>(
+/// A part of the result, computed by one thread.
+struct Block<'a, K, S> {
     kernel: K,
-    product: &Product<'_, S>,
+    product: &'a Product<'a, S>,
     rows: Range<usize>,
     panels: Range<usize>,
-    gathered: &mut Vec<u8>,
-) {
-    let inputs = product.weight.inputs;
-    let depth = padded_inputs(inputs);
-    let stride = depth + ROW_GAP;
-    let len = rows.len().next_multiple_of(K::ROW_STEP) * stride;
-    if gathered.len() < len {
-        gathered.resize(len, 0);
-    }
-    for (row, into) in rows.clone().zip(gathered.chunks_exact_mut(stride)) {
-        product.source.gather(row, K::FLIP, &mut into[..inputs]);
-    }
-    let tile_rows = evenly(rows.len(), K::ROWS, K::ROW_STEP);
-    let mut sums = Sums::new();
-    kernel.begin();
-    for first_panel in panels.clone().step_by(K::PANELS) {
-        let count = K::PANELS.min(panels.end - first_panel);
-        let weights = &product.weight.packed[first_panel * PANEL * depth..];
-        let outputs = Outputs::new::<K>(&product.weight, product.bias, first_panel * PANEL);
-        for top in (0..rows.len()).step_by(tile_rows) {
-            let height = tile_rows.min(rows.len() - top);
-            let size = (height.next_multiple_of(K::ROW_STEP), count);
-            kernel.sums(&Tile::new((&gathered[top * stride..], stride), weights, depth, size), &mut sums);
-            finish::<K, S>(product, &sums, rows.start + top..rows.start + top + height, &outputs);
+    gathered: &'a mut Vec<u8>,
+}
+
+impl<K: Kernel, S: Source> Work for Block<'_, K, S> {
+    #[inline(always)]
+    fn run(self) {
+        let Block { kernel, product, rows, panels, gathered } = self;
+        let inputs = product.weight.inputs;
+        let depth = padded_inputs(inputs);
+        let stride = depth + ROW_GAP;
+        let len = rows.len().next_multiple_of(K::ROW_STEP) * stride;
+        if gathered.len() < len {
+            gathered.resize(len, 0);
         }
+        for (row, into) in rows.clone().zip(gathered.chunks_exact_mut(stride)) {
+            product.source.gather(row, K::FLIP, &mut into[..inputs]);
+        }
+        let tile_rows = evenly(rows.len(), K::ROWS, K::ROW_STEP);
+        let mut sums = Sums::new();
+        kernel.begin();
+        for first_panel in panels.clone().step_by(K::PANELS) {
+            let count = K::PANELS.min(panels.end - first_panel);
+            let weights = &product.weight.packed[first_panel * PANEL * depth..];
+            let outputs = Outputs::new::<K>(&product.weight, product.bias, first_panel * PANEL);
+            for top in (0..rows.len()).step_by(tile_rows) {
+                let height = tile_rows.min(rows.len() - top);
+                let size = (height.next_multiple_of(K::ROW_STEP), count);
+                kernel.sums(&Tile::new((&gathered[top * stride..], stride), weights, depth, size), &mut sums);
+                finish::<K, S>(product, &sums, rows.start + top..rows.start + top + height, &outputs);
+            }
+        }
+        kernel.end();
     }
-    kernel.end();
 }
 
 /// What the outputs of some panels need, zero beyond the last output.
@@ -212,10 +220,10 @@ mod tests {
                 for panels in [1, 2, 7, 20, 320] {
                     for depth in [64, 320, 11520, 65_856] {
                         let cut = Cut::new::<K>(rows, panels, depth, threads);
-                        assert!(cut.rows >= 1 && cut.rows % K::ROW_STEP == 0, "{cut:?}");
+                        assert!(cut.rows >= 1 && cut.rows.is_multiple_of(K::ROW_STEP), "{cut:?}");
                         assert!(cut.panels >= 1 && cut.panels <= panels, "{cut:?}");
                         // only the last block of panels may end in a half tile
-                        assert!(cut.panels == panels || cut.panels % K::PANELS == 0, "{cut:?}");
+                        assert!(cut.panels == panels || cut.panels.is_multiple_of(K::PANELS), "{cut:?}");
                         let bytes = cut.rows * (depth + ROW_GAP);
                         let least = (MIN_ROWS + K::ROWS) * (depth + ROW_GAP);
                         assert!(bytes <= least.max(BLOCK_BYTES + K::ROWS * (depth + ROW_GAP)), "{cut:?} {bytes}");

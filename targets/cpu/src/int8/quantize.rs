@@ -1,7 +1,7 @@
 //! Activations to int8, symmetric, at run time: `q = round(x * r * (127 / a))` with `a` the largest magnitude of `x * r`
 //! and ties to even; `scale = a / 127`. Written once and compiled for every instruction set, so all agree to the last bit.
 
-use crate::isa::{Isa, Token, with_token};
+use crate::isa::{Isa, Token, Work, with_token};
 use rayon::prelude::*;
 
 /// Values a parallel task has at least.
@@ -52,11 +52,55 @@ fn quantize(x: &[f32], reciprocals: Option<&[f32]>, factor: f32, into: &mut [i8]
     }
 }
 
-#[inline(always)]
-fn quantize_row(x: &[f32], reciprocals: Option<&[f32]>, into: &mut [i8]) -> f32 {
-    let (factor, scale) = factor_and_scale(largest(x, reciprocals));
-    quantize(x, reciprocals, factor, into);
-    scale
+/// Activations of which some share a scale: values in runs of `width`, as many as there are reciprocals.
+#[derive(Clone, Copy)]
+struct Runs<'a> {
+    x: &'a [f32],
+    width: usize,
+    reciprocals: Option<&'a [f32]>,
+}
+
+/// Each run by itself.
+struct Each<'a>(Runs<'a>, &'a mut [i8], &'a mut [f32]);
+
+impl Work for Each<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Each(Runs { x, width, reciprocals }, values, scales) = self;
+        for ((x, values), scale) in x.chunks_exact(width).zip(values.chunks_exact_mut(width)).zip(scales) {
+            let (factor, of_run) = factor_and_scale(largest(x, reciprocals));
+            quantize(x, reciprocals, factor, values);
+            *scale = of_run;
+        }
+    }
+}
+
+/// The largest of all runs.
+struct LargestOfAll<'a>(Runs<'a>, &'a mut u32);
+
+impl Work for LargestOfAll<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let LargestOfAll(Runs { x, width, reciprocals }, most) = self;
+        match reciprocals {
+            None => *most = largest(x, None),
+            r => x.chunks_exact(width).for_each(|x| *most = largest(x, r).max(*most)),
+        }
+    }
+}
+
+/// All runs with one factor.
+struct All<'a>(Runs<'a>, f32, &'a mut [i8]);
+
+impl Work for All<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let All(Runs { x, width, reciprocals }, factor, values) = self;
+        match reciprocals {
+            None => quantize(x, None, factor, values),
+            r => x.chunks_exact(width).zip(values.chunks_exact_mut(width)).for_each(|(x, q)| quantize(x, r, factor, q)),
+        }
+    }
 }
 
 /// Quantises `x: [M, K]` row by row into `values: [M, K]` and `scales: [M]`, after multiplying input k by
@@ -79,12 +123,9 @@ pub fn quantize_rows(isa: Isa, x: &[f32], reciprocals: Option<&[f32]>, values: &
     assert!(reciprocals.is_none_or(|r| r.len() == inputs), "a reciprocal for each of {inputs} inputs");
     let rows = (TASK / inputs).max(1);
     let tasks = x.par_chunks(rows * inputs).zip(values.par_chunks_mut(rows * inputs)).zip(scales.par_chunks_mut(rows));
+    let runs = |x| Runs { x, width: inputs, reciprocals };
     with_token!(isa, token => tasks.for_each(|((x, values), scales)| {
-        token.vectorize(|| {
-            for ((x, values), scale) in x.chunks_exact(inputs).zip(values.chunks_exact_mut(inputs)).zip(scales) {
-                *scale = quantize_row(x, reciprocals, values);
-            }
-        })
+        token.vectorize(Each(runs(x), values, scales));
     }));
 }
 
@@ -113,20 +154,18 @@ pub fn quantize_pictures(
     assert!(reciprocals.is_none_or(|r| r.len() == channels), "a reciprocal for each of {channels} channels");
     let picture = x.len() / scales.len();
     let task = (TASK / channels).max(1) * channels;
+    let runs = |x| Runs { x, width: channels, reciprocals };
     with_token!(isa, token => {
         for ((x, values), scale) in x.chunks_exact(picture).zip(values.chunks_exact_mut(picture)).zip(scales) {
-            let most = x.par_chunks(task).map(|x| token.vectorize(|| match reciprocals {
-                None => largest(x, None),
-                Some(_) => x.chunks_exact(channels).fold(0, |most, x| most.max(largest(x, reciprocals))),
-            }));
-            let (factor, of_picture) = factor_and_scale(most.max().unwrap_or(0));
-            x.par_chunks(task).zip(values.par_chunks_mut(task)).for_each(|(x, values)| token.vectorize(|| match reciprocals {
-                None => quantize(x, None, factor, values),
-                Some(_) => {
-                    let pixels = x.chunks_exact(channels).zip(values.chunks_exact_mut(channels));
-                    pixels.for_each(|(x, values)| quantize(x, reciprocals, factor, values));
-                }
-            }));
+            let largest_of = |x| {
+                let mut most = 0;
+                token.vectorize(LargestOfAll(runs(x), &mut most));
+                most
+            };
+            let (factor, of_picture) = factor_and_scale(x.par_chunks(task).map(largest_of).max().unwrap_or(0));
+            x.par_chunks(task).zip(values.par_chunks_mut(task)).for_each(|(x, values)| {
+                token.vectorize(All(runs(x), factor, values));
+            });
             *scale = of_picture;
         }
     });

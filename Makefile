@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build measure-convert tools references clean
+.PHONY: help demo test lint build bundles measure-convert tools references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -13,6 +13,7 @@ PHOTO ?= $(SAMPLES)/content/fields0.jpg
 STYLE ?= $(SAMPLES)/style/gcd_board3.jpg
 CONTEXT ?= a painting of a church under a dark sky, in the style of {}
 FIRST ?= hiroshige
+FIRST_FILE = models/atelier/styles/$(FIRST).safetensors
 STEPS ?= 200
 # the default model is small: gentle guidance and strength keep the photograph in sight
 PAINT ?= --guidance 2 --strength 0.6 --size 256
@@ -38,6 +39,19 @@ lint: tools ## formatting and lints, no warning allowed
 
 build: tools ## the program and the converter, optimised
 	$(CARGO) build --release --workspace
+
+bundles: build ## the default model as f16 and int8 bundles, their quality reports, and one contact sheet
+	@mkdir -p $(OUT)
+	for dtype in f16 int8; do \
+		$(QUANTIZE) convert --from models/atelier --dtype $$dtype --force --out $(OUT)/atelier-$$dtype && \
+		$(QUANTIZE) report $(OUT)/atelier-$$dtype --against models/atelier --min-psnr 40 && \
+		$(PLEINAIR) paint --bundle $(OUT)/atelier-$$dtype --content "$(PHOTO)" --style $(FIRST_FILE) $(PAINT) --out $(OUT)/$$dtype.png \
+		|| exit 1; \
+	done
+	$(PLEINAIR) paint --content "$(PHOTO)" --style $(FIRST_FILE) $(PAINT) --out $(OUT)/source.png
+	$(PLEINAIR) sheet --cell "photograph=$(PHOTO)" --cell "the model itself=$(OUT)/source.png" \
+		--cell "f16 bundle=$(OUT)/f16.png" --cell "int8 bundle=$(OUT)/int8.png" --columns 2 --out $(OUT)/bundles.png
+	@echo "The contact sheet is $(OUT)/bundles.png"
 
 # SD 1.5 in f32 with random weights, 5.7 GB; made once
 MEASURED ?= build/sd15-f32

@@ -343,8 +343,27 @@ impl Convert {
         put("tokenizer.json", source.tokenizer().open()?.to_json()?.as_bytes())?;
         let schedule = serde_json::to_vec_pretty(&plain(source.scheduler())).expect("JSON can be written as JSON");
         put("scheduler.json", &schedule)?;
+        for style in self.styles()? {
+            let name = format!("styles/{}", style.file_name().unwrap_or_default().to_string_lossy());
+            put(&name, &std::fs::read(&style).map_err(Error::io(&style))?)?;
+        }
         manifest.vae.parameters = tensors.parameters;
         Ok(())
+    }
+
+    /// The styles that come with a model folder; they were learned for its text encoder, which stays the same.
+    fn styles(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.from.join("styles");
+        if !folder.is_dir() {
+            return Ok(vec![]);
+        }
+        let entries = folder.read_dir().map_err(Error::io(&folder))?;
+        let paths: Vec<_> =
+            entries.map(|entry| entry.map(|e| e.path())).collect::<std::io::Result<_>>().map_err(Error::io(&folder))?;
+        let mut styles: Vec<_> =
+            paths.into_iter().filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect();
+        styles.sort();
+        Ok(styles)
     }
 
     /// The model as a bundle of f32 in a folder of its own inside `folder`, to be measured and deleted.

@@ -4,7 +4,7 @@
 use super::values;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
-use pleinair_cpu::{MappedFile, Numbers, Plain};
+use pleinair_cpu::{Isa, MappedFile, Numbers, Plain};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -31,6 +31,7 @@ pub struct Weights {
     /// A bundle's file; a model's files are read, not mapped.
     map: Option<Arc<MappedFile>>,
     probe: Option<Arc<dyn Probe>>,
+    isa: Option<Isa>,
 }
 
 /// Sees every product of a network while it runs; for calibration.
@@ -123,7 +124,7 @@ impl Weights {
             metadata.extend(header.1);
         }
         let (folder, part, problems) = (folder.to_path_buf(), part.into(), Mutex::default());
-        Ok(Weights { folder, part, tensors, metadata, problems, map: None, probe: None })
+        Ok(Weights { folder, part, tensors, metadata, problems, map: None, probe: None, isa: None })
     }
 
     /// Maps `folder/part.safetensors` of a bundle.
@@ -134,6 +135,12 @@ impl Weights {
         let path = folder.join(format!("{part}.safetensors"));
         let map = MappedFile::open(&path).map_err(Error::io(&path))?;
         Ok(Weights { map: Some(map), ..Self::open_files(folder, part, &[path])? })
+    }
+
+    /// The same weights, multiplied by the kernels of this instruction set where they are packed for them.
+    pub(super) fn with_kernels(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
     }
 
     /// The same weights, every product of which `probe` sees, if there is one.
@@ -254,7 +261,11 @@ impl Weights {
             None => read().map(|values| Values::F32(values.into())),
         };
         let values = self.noted(found, || Ok(Values::F32(vec![0.0; outputs * inputs].into())))?;
-        let weight = Arc::new(Weight::new(outputs, inputs, values)?);
+        let weight = Weight::new(outputs, inputs, values)?;
+        let weight = Arc::new(match self.isa {
+            Some(isa) => weight.with_kernels(isa),
+            None => weight,
+        });
         Ok(LayerWeight { layer: format!("{}.{layer}", self.part), weight, probe: self.probe.clone() })
     }
 

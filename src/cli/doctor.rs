@@ -138,7 +138,7 @@ fn examine(folder: &Path, report: &mut Report) {
     }
     let files = note(checksums(folder), problems).unwrap_or_default();
     let self_test = if problems.is_empty() {
-        match Painter::open(folder) {
+        match model::open(folder) {
             Ok(painter) => note(self_test(&painter), problems),
             Err(first) => {
                 open_each(&bundle, problems);

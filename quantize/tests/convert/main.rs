@@ -155,9 +155,17 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The files of a bundle by name.
+/// The files of a bundle by their paths in it.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    names(folder).into_iter().map(|name| (name.clone(), std::fs::read(folder.join(name)).unwrap())).collect()
+    let mut files = BTreeMap::new();
+    for name in names(folder) {
+        let path = folder.join(&name);
+        match path.is_dir() {
+            true => files.extend(contents(&path).into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes))),
+            false => drop(files.insert(name, std::fs::read(&path).unwrap())),
+        }
+    }
+    files
 }
 
 fn copy_folder(from: &Path, to: &Path) {

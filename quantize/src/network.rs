@@ -41,6 +41,11 @@ impl Network {
         Network { part, pieces, choices, smooth, psnr, asked, packing }
     }
 
+    /// How its int8 layers are laid out.
+    pub fn packing(&self) -> Packing {
+        self.packing
+    }
+
     /// Its layers by full name, such as `unet.conv_in`.
     pub fn layers(&self) -> impl Iterator<Item = String> {
         self.choices.keys().map(|layer| format!("{}.{layer}", self.part))

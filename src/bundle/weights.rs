@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use pleinair_cpu::int8::pack;
+pub use pleinair_cpu::isa;
 pub use pleinair_cpu::{Int8, Packing, Values, Weight, channels_last};
 
 /// A header larger than this is damage, not a header (the safetensors library's own bound).

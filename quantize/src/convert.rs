@@ -72,7 +72,7 @@ pub struct Convert {
     #[arg(long, value_name = "N")]
     pub calibrate: Option<usize>,
     /// A layer that as int8 alone brings the denoised latents below this PSNR, in dB, stays f16; needs --calibrate
-    #[arg(long, value_name = "DB", default_value_t = calibrate::LAYER_BUDGET)]
+    #[arg(long, value_name = "DB", default_value_t = calibrate::LAYER_BUDGET, requires = "calibrate")]
     pub layer_budget: f64,
     /// The bundle to make
     #[arg(long, value_name = "DIR")]

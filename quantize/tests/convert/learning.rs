@@ -61,12 +61,12 @@ fn validated(painter: &Painter, lesson: &Lesson, style: &Style) -> f32 {
 }
 
 /// Whether a style learned through a quantised model is as good as the one learned through the model itself. `full` and
-/// `quantised` are validation losses with the model itself, `before` that of the word both started from: the losses are
-/// within 2 % of each other, and since a style is a few per cent of the loss at best, most of what it gains is kept too.
+/// `quantised` are validation losses with the model itself, `before` that of the word both started from: the loss is
+/// reached within 2 %, and since a style is a few per cent of the loss at best, most of what it gains is kept too.
 fn assert_as_good(full: f32, quantised: f32, before: f32) {
-    let (apart, kept) = ((quantised / full - 1.0).abs(), (before - quantised) / (before - full));
+    let (apart, kept) = (quantised / full - 1.0, (before - quantised) / (before - full));
     println!("validation loss {before:.5} before, {full:.5} learned in full, {quantised:.5} through int8");
-    println!("{:.3} % apart, {:.1} % of the gain kept", 100.0 * apart, 100.0 * kept);
+    println!("{:+.3} % apart, {:.1} % of the gain kept", 100.0 * apart, 100.0 * kept);
     assert!(full <= 0.985 * before, "the lesson is too short to tell: {full} of {before}");
     assert!(apart <= 0.02, "{quantised} is {apart:.4} apart from {full}");
     assert!(kept >= 0.9, "{quantised} keeps {kept:.3} of the way from {before} to {full}");

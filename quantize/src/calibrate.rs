@@ -7,11 +7,10 @@ use crate::layers::Piece;
 use crate::network::{Network, rows};
 use crate::trial;
 use candle_core::Tensor;
+use pleinair::Result;
 use pleinair::bundle::Bundle;
 use pleinair::bundle::weights::{Int8, Packing, Probe, Values, Weight, Weights, isa, pack};
 use pleinair::painter::{Order, Painter};
-use pleinair::{Error, Result};
-
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -30,7 +29,7 @@ const ALPHAS: [f32; 4] = [0.0, 0.25, 0.5, 0.75];
 /// How much to measure and what to allow.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    /// Samplings to watch; as many are compared for each layer, but no more than two.
+    /// Samplings to watch, at least one; as many are compared for each layer, but no more than two.
     pub samplings: usize,
     /// PSNR in dB that a layer must leave.
     pub layer: f64,
@@ -90,7 +89,7 @@ impl Inputs {
 /// has spoken. `full` is the model as a bundle of f32.
 ///
 /// # Errors
-/// Whatever the painter reports, or [`Error::Interrupted`].
+/// Whatever the painter reports, or [`pleinair::Error::Interrupted`].
 pub fn calibrate(
     full: &Path,
     budget: Budget,
@@ -98,9 +97,6 @@ pub fn calibrate(
     interrupted: &AtomicBool,
     tell: &mut dyn FnMut(&str),
 ) -> Result<()> {
-    if budget.samplings == 0 {
-        return Err(Error::Usage("--calibrate 0 measures nothing; give at least 1, or leave it out".into()));
-    }
     let watch = Arc::new(Watch::default());
     let painter = Painter::new(Bundle::open(full)?.probed(watch.clone()))?;
     *locked(&watch.watching) = true;

@@ -1,7 +1,7 @@
 //! `convert`: a full-precision pipeline in, a bundle out.
 
 use crate::calibrate::{self, Budget};
-use crate::folder::{NewFolder, make_folder, write_json, write_synced};
+use crate::folder::{NewFolder, write_json, write_synced};
 use crate::network::Network;
 use crate::onnx::{self, FileTensors, Storage, VaeKind};
 use crate::report::{self, Quality};
@@ -126,7 +126,7 @@ impl fmt::Display for Summary {
             [Some(("unet", &manifest.unet.layers)), manifest.controlnet.as_ref().map(|n| ("controlnet", &n.layers))];
         for (name, layers) in networks.into_iter().flatten() {
             let int8 = layers.values().filter(|layer| layer.dtype == Dtype::Int8).count();
-            let kept = layers.values().filter(|layer| layer.kept.is_some()).count();
+            let kept = layers.values().filter(|layer| layer.dtype > manifest.dtype).count();
             writeln!(f, "{name}: {} layers, {int8} int8, {kept} kept finer than {}", layers.len(), manifest.dtype)?;
         }
         let bytes = manifest.files.get("unet.safetensors").map_or(0, |entry| entry.bytes);
@@ -165,6 +165,7 @@ impl Convert {
     /// as it was.
     pub fn run(&self, interrupted: &AtomicBool, tell: &mut dyn FnMut(&str)) -> Result<Summary> {
         let began = Instant::now();
+        self.check()?;
         let folder = NewFolder::begin(&self.out, self.force)?;
         let source = self.open()?;
         let mut manifest = self.manifest(&source)?;
@@ -174,14 +175,14 @@ impl Convert {
         self.side_models(&source, folder.path(), &mut manifest)?;
 
         let full = match self.calibrate {
-            Some(samplings) if self.dtype == Dtype::Int8 => {
+            Some(samplings) => {
                 tell("writing the model at full precision, to measure it");
                 let full = self.full_precision(&source, &manifest, folder.path(), interrupted)?;
                 let budget = Budget { samplings, layer: self.layer_budget };
                 calibrate::calibrate(full.path(), budget, &mut networks.quantised(), interrupted, tell)?;
                 Some(full)
             }
-            _ => None,
+            None => None,
         };
         tell("writing the bundle");
         networks.write(&source, folder.path(), &mut manifest, interrupted)?;
@@ -200,6 +201,36 @@ impl Convert {
             seconds: began.elapsed().as_secs_f64(),
             peak_resident_bytes: peak_resident_bytes(),
         })
+    }
+
+    /// What cannot be meant, found before any work.
+    fn check(&self) -> Result<()> {
+        if self.from.join(manifest::FILE_NAME).is_file() {
+            let what = "is a bundle, whose numbers are no longer the model's; convert what it was made from";
+            return Err(Error::file(&self.from, what));
+        }
+        match self.calibrate {
+            Some(0) => {
+                return Err(Error::Usage("--calibrate 0 measures nothing; give at least 1, or leave it out".into()));
+            }
+            Some(_) if self.dtype != Dtype::Int8 => {
+                let dtype = self.dtype;
+                return Err(Error::Usage(format!("--calibrate is for --dtype int8; {dtype} has no choice to make")));
+            }
+            _ => {}
+        }
+        // --force must not delete what is being read
+        let named = [&self.controlnet, &self.vae, &self.tiny_vae, &self.depth, &self.config, &self.tokenizer];
+        let named = named.into_iter().flatten().chain(self.lora.iter().map(|(file, _)| file)).chain([&self.from]);
+        let Ok(out) = self.out.canonicalize() else { return Ok(()) };
+        match named.into_iter().find(|path| path.canonicalize().is_ok_and(|path| path.starts_with(&out))) {
+            Some(inside) => Err(Error::Usage(format!(
+                "--out {} is where {} is read from; name another folder",
+                self.out.display(),
+                inside.display()
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn open(&self) -> Result<Source> {
@@ -297,7 +328,7 @@ impl Convert {
             manifest.files.insert(name.to_owned(), FileEntry::of(&path).map_err(Error::io(&path))?);
             Ok(())
         };
-        let storage = if self.dtype == Dtype::F32 { Storage::F32 } else { Storage::F16 };
+        let storage = if manifest.dtype == Dtype::F32 { Storage::F32 } else { Storage::F16 };
         let (vae, mut tensors) = (self.vae_kind(source)?, VaeTensors::new(source));
         let named = |error| in_folder(error, &self.from);
         put("vae_encoder.onnx", &vae.encoder(&mut tensors, storage).map_err(named)?)?;
@@ -345,11 +376,7 @@ impl Convert {
     ) -> Result<tempfile::TempDir> {
         let full = tempfile::Builder::new().prefix("full-").tempdir_in(folder).map_err(Error::io(folder))?;
         let mut manifest = Manifest { dtype: Dtype::F32, ..manifest.clone() };
-        for name in manifest.files.keys() {
-            let (from, to) = (folder.join(name), full.path().join(name));
-            make_folder(to.parent().unwrap_or(full.path()))?;
-            std::fs::copy(&from, &to).map_err(Error::io(&to))?;
-        }
+        self.side_models(source, full.path(), &mut manifest)?;
         let networks = self.networks(source, &manifest, Dtype::F32, &[])?;
         networks.write(source, full.path(), &mut manifest, interrupted)?;
         write_json(&full.path().join(manifest::FILE_NAME), &manifest)?;
@@ -357,7 +384,7 @@ impl Convert {
     }
 }
 
-/// Names what the source lacks, has in another shape, or has too much.
+/// Names what the source lacks or has in another shape.
 fn missing(source: &Source, part: Part, tensors: &[TensorSpec], problems: &mut Vec<String>) {
     for tensor in tensors {
         match source.shape(part, &tensor.name) {
@@ -367,12 +394,6 @@ fn missing(source: &Source, part: Part, tensors: &[TensorSpec], problems: &mut V
                     .push(format!("{part}: tensor {} has the shape {shape:?}, wanted {:?}", tensor.name, tensor.shape));
             }
             Some(_) => {}
-        }
-    }
-    let known: std::collections::BTreeSet<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    if part != Part::TextEncoder {
-        for unknown in source.names(part).iter().filter(|name| !known.contains(name.as_str())) {
-            problems.push(format!("{part}: tensor {unknown} is one that its configuration does not speak of"));
         }
     }
 }

@@ -8,7 +8,6 @@ use crate::writer::{self, Entry};
 use pleinair::bundle::manifest::{Dtype, FileEntry, Layer};
 use pleinair::bundle::weights::{Packing, channels_last, pack};
 use pleinair::{Error, Result};
-
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

@@ -289,8 +289,8 @@ impl Weights {
                         other => Err(Error::file(&place.file, format!("tensor {name} is {other:?}, must be F32"))),
                     }
                 };
-                let smooth = self.tensors.get(&format!("{name}_smooth")).map(|place| place.shape.first().copied());
-                let channels = smooth.flatten().map(|n| if n == inputs { inputs } else { inputs / 9 });
+                let smooth = self.tensors.get(&format!("{name}_smooth"));
+                let channels = smooth.map(|place| if place.shape == [inputs] { inputs } else { inputs / 9 });
                 Values::Int8(Int8 {
                     values: place.numbers(map, &name)?,
                     packing,

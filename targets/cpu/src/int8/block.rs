@@ -155,7 +155,7 @@ impl<K: Kernel, S: Source> Work for Block<'_, K, S> {
                 let height = tile_rows.min(rows.len() - top);
                 let size = (height.next_multiple_of(K::ROW_STEP), count);
                 kernel.sums(&Tile::new((&gathered[top * stride..], stride), weights, depth, size), &mut sums);
-                finish::<K, S>(product, &sums, rows.start + top..rows.start + top + height, &outputs);
+                finish(product, &sums, rows.start + top..rows.start + top + height, &outputs);
             }
         }
         kernel.end();
@@ -188,23 +188,33 @@ impl Outputs {
         }
         Outputs { first, count, corrections, scales, bias: biases }
     }
+
+    /// The results of one row of a panel.
+    #[inline(always)]
+    fn scale(&self, panel: usize, sums: &[i32; Sums::STRIDE], row_scale: f32, results: &mut [f32; PANEL]) {
+        for i in 0..PANEL {
+            let o = panel * PANEL + i;
+            results[i] = (sums[o] - self.corrections[o]) as f32 * row_scale * self.scales[o] + self.bias[o];
+        }
+    }
 }
 
 /// From sums to results.
 #[inline(always)]
-fn finish<K: Kernel, S: Source>(product: &Product<'_, S>, sums: &Sums, rows: Range<usize>, outputs: &Outputs) {
+fn finish<S: Source>(product: &Product<'_, S>, sums: &Sums, rows: Range<usize>, outputs: &Outputs) {
     for (row, sums) in rows.zip(&sums.0) {
         let scale = product.source.scale(row);
         // SAFETY: blocks do not overlap, and within a block each row of each panel is visited once.
         let y = unsafe { product.result(row, outputs.first..outputs.first + outputs.count) };
-        let mut results = [0.0; Sums::STRIDE];
-        for i in 0..K::PANELS * PANEL {
-            results[i] = (sums[i] - outputs.corrections[i]) as f32 * scale * outputs.scales[i] + outputs.bias[i];
-        }
-        // of a length the compiler knows where it can be
-        match y.first_chunk_mut::<{ Sums::STRIDE }>() {
-            Some(y) => *y = results,
-            None => y.copy_from_slice(&results[..outputs.count]),
+        for (panel, y) in y.chunks_mut(PANEL).enumerate() {
+            match y.first_chunk_mut::<PANEL>() {
+                Some(y) => outputs.scale(panel, sums, scale, y),
+                None => {
+                    let mut whole = [0.0; PANEL];
+                    outputs.scale(panel, sums, scale, &mut whole);
+                    y.iter_mut().zip(whole).for_each(|(y, result)| *y = result);
+                }
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod damage;
 mod equal;
 mod input;
 mod learning;
+mod naming;
 mod places;
 mod rules;
 mod sides;

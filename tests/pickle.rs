@@ -125,7 +125,7 @@ fn damaged_files_never_panic() {
     for name in ["awkward-2.ckpt", "awkward-4.ckpt", "embedding.pt"] {
         let original = std::fs::read(fixture(name)).unwrap();
         let pickle_starts = 64.min(original.len()); // after the first entry's local header
-        for round in 0..1500 {
+        for round in 0..1000 {
             let mut bytes = original.clone();
             for _ in 0..1 + rng.next_u32() % 4 {
                 let reach = if round % 2 == 0 { 3000.min(bytes.len()) } else { bytes.len() };
@@ -151,7 +151,7 @@ fn damaged_files_never_panic() {
         }
     }
     // both must have happened, or the mutations test nothing
-    assert!(good > 100 && bad > 1000, "{good} read, {bad} refused");
+    assert!(good > 100 && bad > 500, "{good} read, {bad} refused");
 }
 
 /// A checkpoint in memory: this pickle, and one storage of 16 bytes.

@@ -7,11 +7,10 @@ use crate::layers::Piece;
 use crate::network::{Network, rows};
 use crate::trial;
 use candle_core::Tensor;
+use pleinair::Result;
 use pleinair::bundle::Bundle;
-use pleinair::bundle::weights::{Probe, Weights};
+use pleinair::bundle::weights::{Int8, Packing, Probe, Values, Weight, Weights, isa, pack};
 use pleinair::painter::{Order, Painter};
-use pleinair::{Error, Result};
-use pleinair_cpu::{Int8, Packing, Values, Weight};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -30,7 +29,7 @@ const ALPHAS: [f32; 4] = [0.0, 0.25, 0.5, 0.75];
 /// How much to measure and what to allow.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    /// Samplings to watch; as many are compared for each layer, but no more than two.
+    /// Samplings to watch, at least one; as many are compared for each layer, but no more than two.
     pub samplings: usize,
     /// PSNR in dB that a layer must leave.
     pub layer: f64,
@@ -90,7 +89,7 @@ impl Inputs {
 /// has spoken. `full` is the model as a bundle of f32.
 ///
 /// # Errors
-/// Whatever the painter reports, or [`Error::Interrupted`].
+/// Whatever the painter reports, or [`pleinair::Error::Interrupted`].
 pub fn calibrate(
     full: &Path,
     budget: Budget,
@@ -98,9 +97,6 @@ pub fn calibrate(
     interrupted: &AtomicBool,
     tell: &mut dyn FnMut(&str),
 ) -> Result<()> {
-    if budget.samplings == 0 {
-        return Err(Error::Usage("--calibrate 0 measures nothing; give at least 1, or leave it out".into()));
-    }
     let watch = Arc::new(Watch::default());
     let painter = Painter::new(Bundle::open(full)?.probed(watch.clone()))?;
     *locked(&watch.watching) = true;
@@ -122,7 +118,8 @@ pub fn calibrate(
             let layer = format!("{}.{}", network.part, piece.layer);
             let rows = mapped_rows(&weights, piece)?;
             let smooth = locked(&watch.inputs).get(&layer).and_then(|inputs| smoothing(&rows, piece, inputs));
-            *locked(&watch.instead) = Some((layer, Arc::new(as_int8(&rows, piece, smooth.as_deref())?)));
+            *locked(&watch.instead) =
+                Some((layer, Arc::new(as_int8(&rows, piece, smooth.as_deref(), network.packing())?)));
             let psnr = all_estimates(&painter, &orders, interrupted)?.compared_with(&plain).psnr();
             if let Some(smooth) = smooth {
                 network.smooth(&piece.layer, smooth);
@@ -157,11 +154,17 @@ fn mapped_rows(weights: &Weights, piece: &Piece) -> Result<Vec<f32>> {
     rows(&stored, &|name| weights.read_f32(name))
 }
 
-fn as_int8(rows: &[f32], piece: &Piece, smooth: Option<&[f32]>) -> Result<Weight> {
-    let (values, scales) = quantise(rows, piece.inputs(), smooth);
+/// The layer as it will run from the bundle: packed for the CPU, its input is int8 as well.
+fn as_int8(rows: &[f32], piece: &Piece, smooth: Option<&[f32]>, packing: Packing) -> Result<Weight> {
+    let (outputs, inputs) = (piece.outputs(), piece.inputs());
+    let (values, scales) = quantise(rows, inputs, smooth);
+    let values = match packing {
+        Packing::Rows => values,
+        Packing::Panels => pack::pack(&values, outputs, inputs),
+    };
     let smooth = smooth.map(|smooth| smooth.to_vec().into());
-    let int8 = Int8 { values: values.into(), packing: Packing::Rows, scales: scales.into(), smooth };
-    Ok(Weight::new(piece.outputs(), piece.inputs(), Values::Int8(int8))?)
+    let int8 = Int8 { values: values.into(), packing, scales: scales.into(), smooth };
+    Ok(Weight::new(outputs, inputs, Values::Int8(int8))?.with_kernels(isa::best()))
 }
 
 /// The scales that make the predicted error smallest, channel by channel; none where that is no scaling at all.
@@ -253,7 +256,7 @@ mod tests {
         inputs.see(&Tensor::from_slice(&x, (1, 256, 64), &candle_core::Device::Cpu).unwrap()).unwrap();
         let predicted = predicted_error(&rows, &piece(16, 64), &inputs, &[1.0; 64]) / 12.0 * 256.0;
 
-        let weight = as_int8(&rows, &piece(16, 64), None).unwrap();
+        let weight = as_int8(&rows, &piece(16, 64), None, Packing::Rows).unwrap();
         let dequantised = weight.to_f32();
         let step = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
         let mut real = 0.0;

@@ -2,6 +2,7 @@
 //! structure: four levels, 8 heads, and the same quirks (`attention_head_dim` is the number of heads, the VAE has no
 //! `scaling_factor`, the text encoder's `eos_token_id` is not the tokenizer's).
 
+use crate::onnx::KlConfig;
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -82,6 +83,11 @@ impl Model {
     /// The text encoder's configuration.
     pub fn text_encoder(self) -> TextConfig {
         parsed(self.text_encoder_json())
+    }
+
+    /// The VAE's configuration.
+    pub fn vae(self) -> KlConfig {
+        parsed(self.vae_json())
     }
 
     /// Every configuration file of the model: path in its folder, contents.

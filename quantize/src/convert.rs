@@ -1,27 +1,28 @@
 //! `convert`: a full-precision pipeline in, a bundle out.
 
+mod side;
+
 use crate::calibrate::{self, Budget};
-use crate::folder::{NewFolder, write_json, write_synced};
+use crate::folder::{NewFolder, write_json};
 use crate::network::Network;
-use crate::onnx::{self, Storage, VaeKind};
+use crate::onnx::VaeKind;
 use crate::report::{self, Quality};
 use crate::rules::{self, Rule};
 use crate::source::{Options, Part, Source};
 use crate::tensors::{self, TensorSpec};
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
-use pleinair::bundle::manifest::{Control, Dtype, FORMAT, FileEntry, Manifest, Network as Entry, Target};
-use pleinair::bundle::weights::Weights;
-use pleinair::bundle::{Bundle, manifest, read_json};
+use pleinair::bundle::manifest::{Control, Dtype, FORMAT, Manifest, Network as Entry, Target};
+use pleinair::bundle::weights::Packing;
+use pleinair::bundle::{Bundle, manifest};
 use pleinair::{Error, Result};
-use pleinair_cpu::Packing;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 /// What to convert, how, and where to.
 #[derive(Debug, Clone, clap::Args)]
@@ -72,7 +73,7 @@ pub struct Convert {
     #[arg(long, value_name = "N")]
     pub calibrate: Option<usize>,
     /// A layer that as int8 alone brings the denoised latents below this PSNR, in dB, stays f16; needs --calibrate
-    #[arg(long, value_name = "DB", default_value_t = calibrate::LAYER_BUDGET)]
+    #[arg(long, value_name = "DB", default_value_t = calibrate::LAYER_BUDGET, requires = "calibrate")]
     pub layer_budget: f64,
     /// The bundle to make
     #[arg(long, value_name = "DIR")]
@@ -103,6 +104,17 @@ pub struct Summary {
     pub manifest: Manifest,
     /// What is worth knowing besides.
     pub warnings: Vec<String>,
+    /// How long it took.
+    pub seconds: f64,
+    /// The most memory that the process has had resident so far, where the system tells.
+    pub peak_resident_bytes: Option<u64>,
+}
+
+/// `VmHWM` of `/proc/self/status`, which only Linux has.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
 }
 
 impl fmt::Display for Summary {
@@ -115,8 +127,15 @@ impl fmt::Display for Summary {
             [Some(("unet", &manifest.unet.layers)), manifest.controlnet.as_ref().map(|n| ("controlnet", &n.layers))];
         for (name, layers) in networks.into_iter().flatten() {
             let int8 = layers.values().filter(|layer| layer.dtype == Dtype::Int8).count();
-            let kept = layers.values().filter(|layer| layer.kept.is_some()).count();
+            let kept = layers.values().filter(|layer| layer.dtype > manifest.dtype).count();
             writeln!(f, "{name}: {} layers, {int8} int8, {kept} kept finer than {}", layers.len(), manifest.dtype)?;
+        }
+        let bytes = manifest.files.get("unet.safetensors").map_or(0, |entry| entry.bytes);
+        let ratio = bytes as f64 / (4 * manifest.unet.parameters) as f64;
+        write!(f, "converted in {:.2} s; the UNet takes {ratio:.4} of its size in f32", self.seconds)?;
+        match self.peak_resident_bytes {
+            Some(bytes) => writeln!(f, "; at most {} MB resident", bytes / 1_000_000)?,
+            None => writeln!(f)?,
         }
         if let Some(quality) = &manifest.quality {
             let worst = |key: &str| quality[key].as_f64().map_or("equal".to_owned(), |db| format!("{db:.1} dB"));
@@ -146,6 +165,8 @@ impl Convert {
     /// missing or of another architecture, [`Error::Interrupted`], or the disk. No bundle appears then, and an old one is
     /// as it was.
     pub fn run(&self, interrupted: &AtomicBool, tell: &mut dyn FnMut(&str)) -> Result<Summary> {
+        let began = Instant::now();
+        self.check()?;
         let folder = NewFolder::begin(&self.out, self.force)?;
         let source = self.open()?;
         let mut manifest = self.manifest(&source)?;
@@ -155,14 +176,14 @@ impl Convert {
         self.side_models(&source, folder.path(), &mut manifest)?;
 
         let full = match self.calibrate {
-            Some(samplings) if self.dtype == Dtype::Int8 => {
+            Some(samplings) => {
                 tell("writing the model at full precision, to measure it");
                 let full = self.full_precision(&source, &manifest, folder.path(), interrupted)?;
                 let budget = Budget { samplings, layer: self.layer_budget };
                 calibrate::calibrate(full.path(), budget, &mut networks.quantised(), interrupted, tell)?;
                 Some(full)
             }
-            _ => None,
+            None => None,
         };
         tell("writing the bundle");
         networks.write(&source, folder.path(), &mut manifest, interrupted)?;
@@ -175,7 +196,42 @@ impl Convert {
             write_json(&folder.path().join(manifest::FILE_NAME), &manifest)?;
         }
         folder.finish()?;
-        Ok(Summary { manifest, warnings: source.warnings().to_vec() })
+        Ok(Summary {
+            manifest,
+            warnings: source.warnings().to_vec(),
+            seconds: began.elapsed().as_secs_f64(),
+            peak_resident_bytes: peak_resident_bytes(),
+        })
+    }
+
+    /// What cannot be meant, found before any work.
+    fn check(&self) -> Result<()> {
+        if self.from.join(manifest::FILE_NAME).is_file() {
+            let what = "is a bundle, whose numbers are no longer the model's; convert what it was made from";
+            return Err(Error::file(&self.from, what));
+        }
+        match self.calibrate {
+            Some(0) => {
+                return Err(Error::Usage("--calibrate 0 measures nothing; give at least 1, or leave it out".into()));
+            }
+            Some(_) if self.dtype != Dtype::Int8 => {
+                let dtype = self.dtype;
+                return Err(Error::Usage(format!("--calibrate is for --dtype int8; {dtype} has no choice to make")));
+            }
+            _ => {}
+        }
+        // --force must not delete what is being read
+        let named = [&self.controlnet, &self.vae, &self.tiny_vae, &self.depth, &self.config, &self.tokenizer];
+        let named = named.into_iter().flatten().chain(self.lora.iter().map(|(file, _)| file)).chain([&self.from]);
+        let Ok(out) = self.out.canonicalize() else { return Ok(()) };
+        match named.into_iter().find(|path| path.canonicalize().is_ok_and(|path| path.starts_with(&out))) {
+            Some(inside) => Err(Error::Usage(format!(
+                "--out {} is where {} is read from; name another folder",
+                self.out.display(),
+                inside.display()
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn open(&self) -> Result<Source> {
@@ -234,13 +290,6 @@ impl Convert {
         Ok(Entry { kind: kind.to_owned(), dtype, config, parameters: 0, layers: BTreeMap::new() })
     }
 
-    fn vae_kind(&self, source: &Source) -> Result<VaeKind> {
-        match source.config(Part::Vae) {
-            Some(config) => VaeKind::from_json(config).map_err(|error| in_folder(error, &self.from)),
-            None => Err(Error::file(&self.from, "has no VAE; name one with --vae")),
-        }
-    }
-
     /// The networks of the model, compared with what the source has.
     fn networks(&self, source: &Source, manifest: &Manifest, dtype: Dtype, rules: &[Rule]) -> Result<Networks> {
         let unet = &manifest.unet.config;
@@ -265,33 +314,6 @@ impl Convert {
         })
     }
 
-    /// Everything that is not a network on the hot path: VAE, depth, tokenizer, schedule.
-    fn side_models(&self, source: &Source, folder: &Path, manifest: &mut Manifest) -> Result<()> {
-        let mut put = |name: &str, bytes: &[u8]| -> Result<()> {
-            let path = folder.join(name);
-            write_synced(&path, |file| file.write_all(bytes))?;
-            manifest.files.insert(name.to_owned(), FileEntry::of(&path).map_err(Error::io(&path))?);
-            Ok(())
-        };
-        let storage = if self.dtype == Dtype::F32 { Storage::F32 } else { Storage::F16 };
-        let (vae, mut tensors) = (self.vae_kind(source)?, VaeTensors::new(source));
-        let named = |error| in_folder(error, &self.from);
-        put("vae_encoder.onnx", &vae.encoder(&mut tensors, storage).map_err(named)?)?;
-        put("vae_decoder.onnx", &vae.decoder(&mut tensors, storage).map_err(named)?)?;
-        if let Some(tiny) = &self.tiny_vae {
-            put("tiny_vae_decoder.onnx", &tiny_decoder(tiny, storage, manifest.unet.config.in_channels)?)?;
-        }
-        if let Some(depth) = &self.depth {
-            onnx::check(depth, onnx::Kind::Depth)?;
-            put("depth.onnx", &std::fs::read(depth).map_err(Error::io(depth))?)?;
-        }
-        put("tokenizer.json", source.tokenizer().open()?.to_json()?.as_bytes())?;
-        let schedule = serde_json::to_vec_pretty(&plain(source.scheduler())).expect("JSON can be written as JSON");
-        put("scheduler.json", &schedule)?;
-        manifest.vae.parameters = tensors.parameters;
-        Ok(())
-    }
-
     /// The model as a bundle of f32 in a folder of its own inside `folder`, to be measured and deleted.
     fn full_precision(
         &self,
@@ -302,10 +324,7 @@ impl Convert {
     ) -> Result<tempfile::TempDir> {
         let full = tempfile::Builder::new().prefix("full-").tempdir_in(folder).map_err(Error::io(folder))?;
         let mut manifest = Manifest { dtype: Dtype::F32, ..manifest.clone() };
-        for name in manifest.files.keys() {
-            let (from, to) = (folder.join(name), full.path().join(name));
-            std::fs::copy(&from, &to).map_err(Error::io(&to))?;
-        }
+        self.side_models(source, full.path(), &mut manifest)?;
         let networks = self.networks(source, &manifest, Dtype::F32, &[])?;
         networks.write(source, full.path(), &mut manifest, interrupted)?;
         write_json(&full.path().join(manifest::FILE_NAME), &manifest)?;
@@ -313,7 +332,7 @@ impl Convert {
     }
 }
 
-/// Names what the source lacks, has in another shape, or has too much.
+/// Names what the source lacks or has in another shape.
 fn missing(source: &Source, part: Part, tensors: &[TensorSpec], problems: &mut Vec<String>) {
     for tensor in tensors {
         match source.shape(part, &tensor.name) {
@@ -323,12 +342,6 @@ fn missing(source: &Source, part: Part, tensors: &[TensorSpec], problems: &mut V
                     .push(format!("{part}: tensor {} has the shape {shape:?}, wanted {:?}", tensor.name, tensor.shape));
             }
             Some(_) => {}
-        }
-    }
-    let known: std::collections::BTreeSet<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    if part != Part::TextEncoder {
-        for unknown in source.names(part).iter().filter(|name| !known.contains(name.as_str())) {
-            problems.push(format!("{part}: tensor {unknown} is one that its configuration does not speak of"));
         }
     }
 }
@@ -365,82 +378,4 @@ impl Networks {
         }
         Ok(())
     }
-}
-
-/// A VAE's tensors for the ONNX writer.
-struct VaeTensors<'a> {
-    source: &'a Source,
-    /// Values read so far.
-    parameters: u64,
-}
-
-impl<'a> VaeTensors<'a> {
-    fn new(source: &'a Source) -> Self {
-        VaeTensors { source, parameters: 0 }
-    }
-}
-
-impl onnx::Tensors for VaeTensors<'_> {
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.source.shape(Part::Vae, name)
-    }
-
-    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let values = self.source.read(Part::Vae, name)?;
-        self.parameters += values.len() as u64;
-        debug_assert_eq!(values.len(), shape.iter().product::<usize>());
-        Ok(values)
-    }
-}
-
-/// The decoder of an AutoencoderTiny, for latents as the UNet has them.
-fn tiny_decoder(from: &Path, storage: Storage, latent_channels: usize) -> Result<Vec<u8>> {
-    if from.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
-        onnx::check(from, onnx::Kind::Decoder { latent_channels })?;
-        return std::fs::read(from).map_err(Error::io(from));
-    }
-    // a file alone has the configuration that diffusers gives the class
-    let (weights, config) = match from.is_dir() {
-        true => (Weights::open(from, "", "diffusion_pytorch_model")?, read_json(&from.join("config.json"))?),
-        false => (Weights::open_file(from)?, json!({"_class_name": "AutoencoderTiny"})),
-    };
-    let kind = VaeKind::from_json(&config).map_err(|error| in_folder(error, from))?;
-    let VaeKind::Tiny(_) = &kind else {
-        return Err(Error::file(from, "is not an AutoencoderTiny; name one, or give the whole VAE with --vae"));
-    };
-    if kind.latent_channels() != latent_channels || kind.scaling_factor() != 1.0 {
-        let (channels, scale) = (kind.latent_channels(), kind.scaling_factor());
-        let what =
-            format!("takes latents of {channels} channels scaled by {scale}, the UNet's have {latent_channels} and 1");
-        return Err(Error::file(from, what));
-    }
-    kind.decoder(&mut FileTensors(weights), storage).map_err(|error| in_folder(error, from))
-}
-
-/// The tensors of a VAE in a file of its own.
-struct FileTensors(Weights);
-
-impl onnx::Tensors for FileTensors {
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.headers().find(|header| header.name == name).map(|header| header.shape.to_vec())
-    }
-
-    fn read(&mut self, name: &str, _shape: &[usize]) -> Result<Vec<f32>> {
-        self.0.read_f32(name)
-    }
-}
-
-/// The error with the place that it is about.
-fn in_folder(error: Error, folder: &Path) -> Error {
-    match error {
-        Error::Model { problems, .. } => Error::Model { folder: folder.to_path_buf(), problems },
-        other => other,
-    }
-}
-
-/// A configuration without the notes of the library that wrote it and without keys that say nothing, in the order of the
-/// alphabet: the same for everyone who means the same.
-fn plain(config: &Value) -> BTreeMap<&String, &Value> {
-    let says = |(key, value): &(&String, &Value)| !key.starts_with('_') && !value.is_null();
-    config.as_object().into_iter().flatten().filter(says).collect()
 }

@@ -64,16 +64,28 @@ impl NewFolder {
             std::fs::rename(&self.place, old.path().join("old")).map_err(Error::io(&self.place))?;
         }
         if let Err(error) = std::fs::rename(new.path(), &self.place) {
-            if let Some(old) = &old {
-                std::fs::rename(old.path().join("old"), &self.place).map_err(Error::io(&self.place))?;
-            }
-            return Err(Error::io(&self.place)(error));
+            return Err(match old.map(|old| restore(old, &self.place)) {
+                Some(Err(worse)) => worse,
+                _ => Error::io(&self.place)(error),
+            });
         }
         let _ = new.keep(); // it has another name now: nothing to delete
         sync_folder(parent)?;
         match old {
             Some(old) => old.close().map_err(Error::io(parent)),
             None => Ok(()),
+        }
+    }
+}
+
+/// Gives the folder that was set aside its name again. Where that fails it is kept, and the error says where.
+fn restore(old: tempfile::TempDir, place: &Path) -> Result<()> {
+    match std::fs::rename(old.path().join("old"), place) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let kept = old.keep().join("old");
+            let what = format!("cannot be given back its name ({error}); it is at {} now", kept.display());
+            Err(Error::file(place, what))
         }
     }
 }

@@ -51,9 +51,16 @@ fn quantise_row(row: &[f32], values: &mut [i8]) -> f32 {
         return 0.0;
     }
     for (value, w) in values.iter_mut().zip(row) {
-        *value = (w / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8;
+        *value = round_ties_even((w / scale).clamp(-LARGEST, LARGEST)) as i8;
     }
     scale
+}
+
+/// The nearest whole number, for magnitudes below 2^22: behind the sum's last bit nothing is left. What `f32::round_ties_even`
+/// gives, without a call for each number on processors of the oldest x86-64 kind, for which the program is compiled.
+fn round_ties_even(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
+    (x + SHIFT) - SHIFT
 }
 
 #[cfg(test)]
@@ -75,6 +82,13 @@ mod tests {
             if largest > 1e-30 {
                 prop_assert!(values.iter().any(|q| q.abs() == 127), "the largest value is at the end of the range");
             }
+        }
+
+        #[test]
+        fn rounding_is_the_standard_one(x in -127f32..=127.0) {
+            prop_assert_eq!(round_ties_even(x), x.round_ties_even());
+            let half = x.trunc() + 0.5;
+            prop_assert_eq!(round_ties_even(half), half.round_ties_even());
         }
 
         #[test]

@@ -2,7 +2,7 @@
 //! loads them (`pleinair::bundle::weights::Names::joined_matrix`).
 
 use crate::tensors::{Role, TensorSpec};
-use pleinair_cpu::Packing;
+use pleinair::bundle::weights::Packing;
 
 /// Joined layers: where they are, what they are called together, who they are.
 const JOINED: [(&str, &str, &[&str]); 3] = [

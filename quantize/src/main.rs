@@ -32,9 +32,8 @@ enum Command {
     Report(Report),
     /// Make a model folder with random weights, for measuring speed and memory
     ///
-    /// The UNet, the ControlNet and the text encoder have the real model's tensors. The tokenizer has the right number
-    /// of words, but knows single letters only. The VAE's ONNX files cannot be made: painting needs vae/encoder.onnx
-    /// and vae/decoder.onnx of the same factor, measurements of the UNet do not.
+    /// Every network has the real model's tensors. The tokenizer has the right number of words, but knows single letters
+    /// only.
     Synth(Synth),
     /// List what is in a bundle or a model folder: parameters, bytes, types and configuration of each part, every problem
     Inspect {
@@ -107,10 +106,7 @@ fn run_synth(synth: &Synth) -> Result<()> {
         let (name, tensors) = (part.part, part.tensors);
         text += &format!("{name:<13} {tensors:>4} tensors {millions:>9.2} M parameters {megabytes:>9.1} MB\n");
     }
-    text += &format!(
-        "{} is ready for measurements. It cannot paint: that needs vae/encoder.onnx and vae/decoder.onnx as well.\n",
-        synth.out.display()
-    );
+    text += &format!("{} is ready; it paints noise, at the speed of the real model\n", synth.out.display());
     print(&text)
 }
 

@@ -6,9 +6,8 @@ use crate::rules::{Choice, Rule, choose};
 use crate::tensors::{Role, TensorSpec};
 use crate::writer::{self, Entry};
 use pleinair::bundle::manifest::{Dtype, FileEntry, Layer};
+use pleinair::bundle::weights::{Packing, channels_last, pack};
 use pleinair::{Error, Result};
-use pleinair_cpu::int8::pack;
-use pleinair_cpu::{Packing, channels_last};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -23,7 +22,7 @@ pub struct Network {
     pieces: Vec<Piece>,
     /// By layer, for those that are multiplied with something.
     choices: BTreeMap<String, Choice>,
-    /// By layer; see [`pleinair_cpu::Int8::smooth`].
+    /// By layer; see [`pleinair::bundle::weights::Int8::smooth`].
     smooth: HashMap<String, Vec<f32>>,
     /// By layer: what one measured.
     psnr: HashMap<String, f64>,
@@ -40,6 +39,11 @@ impl Network {
         let choices = matrices.map(choice).collect();
         let (smooth, psnr) = Default::default();
         Network { part, pieces, choices, smooth, psnr, asked, packing }
+    }
+
+    /// How its int8 layers are laid out.
+    pub fn packing(&self) -> Packing {
+        self.packing
     }
 
     /// Its layers by full name, such as `unet.conv_in`.
@@ -145,7 +149,7 @@ impl Network {
                     return Err(Error::Interrupted);
                 }
                 if let Some(vector) = vectors.remove(&entry.name) {
-                    return sink(&f32_bytes(&vector));
+                    return in_pieces(&vector, f32::to_le_bytes, sink);
                 }
                 if entry.dtype == safetensors::Dtype::U8 {
                     return sink(&vec![0; entry.bytes()]);
@@ -153,8 +157,11 @@ impl Network {
                 let (piece, rows) = pieces.recv().expect("a piece for each entry");
                 let rows = rows?;
                 match self.dtype(piece) {
-                    Dtype::F32 => sink(&f32_bytes(&rows)),
-                    Dtype::F16 => sink(&f16_bytes(&rows, self.part, piece)?),
+                    Dtype::F32 => in_pieces(&rows, f32::to_le_bytes, sink),
+                    Dtype::F16 => {
+                        self.check_f16(&rows, piece)?;
+                        in_pieces(&rows, |value| half::f16::from_f32(value).to_le_bytes(), sink)
+                    }
                     Dtype::Int8 => {
                         let smooth = self.smooth.get(&piece.layer);
                         let (values, scales) = int8::quantise(&rows, piece.inputs(), smooth.map(Vec::as_slice));
@@ -167,11 +174,25 @@ impl Network {
                             Packing::Rows => values,
                             Packing::Panels => pack::pack(&values, piece.outputs(), piece.inputs()),
                         };
-                        sink(&values.into_par_iter().map(|q| q as u8).collect::<Vec<_>>())
+                        in_pieces(&values, |q| [q as u8], sink)
                     }
                 }
             })
         })
+    }
+}
+
+impl Network {
+    /// Whether f16 can hold the values; beyond half a step above its largest number it has only infinity.
+    fn check_f16(&self, values: &[f32], piece: &Piece) -> Result<()> {
+        if values.par_iter().all(|v| v.abs() < 65520.0) {
+            return Ok(());
+        }
+        let remedy = match piece.role {
+            Role::Weight => format!("keep the layer with --keep '{}.{}=f32'", self.part, piece.layer),
+            _ => "convert with --dtype f32".to_owned(),
+        };
+        Err(Error::Usage(format!("{}.{} has values beyond f16's 65504; {remedy}", self.part, piece.name())))
     }
 }
 
@@ -203,25 +224,17 @@ fn stored_as(dtype: Dtype) -> safetensors::Dtype {
     }
 }
 
-fn f32_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-fn f16_bytes(values: &[f32], part: &str, piece: &Piece) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; 2 * values.len()];
-    bytes.par_chunks_mut(1 << 16).zip(values.par_chunks(1 << 15)).for_each(|(bytes, values)| {
-        for (bytes, &value) in bytes.chunks_exact_mut(2).zip(values) {
-            bytes.copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
-        }
-    });
-    match values.par_iter().any(|v| v.abs() >= 65520.0) {
-        false => Ok(bytes),
-        true => {
-            let remedy = match piece.role {
-                Role::Weight => format!("keep the layer with --keep '{part}.{}=f32'", piece.layer),
-                _ => "convert with --dtype f32".to_owned(),
-            };
-            Err(Error::Usage(format!("{part}.{} has values beyond f16's 65504; {remedy}", piece.name())))
-        }
+/// Numbers as little-endian bytes, a piece at a time: no second copy of a whole tensor.
+fn in_pieces<T: Copy, const N: usize>(
+    values: &[T],
+    bytes: impl Fn(T) -> [u8; N],
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut piece = Vec::with_capacity(N << 16);
+    for values in values.chunks(1 << 16) {
+        piece.clear();
+        piece.extend(values.iter().flat_map(|&value| bytes(value)));
+        sink(&piece)?;
     }
+    Ok(())
 }

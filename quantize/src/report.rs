@@ -6,7 +6,7 @@ use crate::tensors;
 use crate::trial;
 use pleinair::bundle::Bundle;
 use pleinair::bundle::manifest::Dtype;
-use pleinair::bundle::weights::{LayerWeight, Weights};
+use pleinair::bundle::weights::{LayerWeight, Values, Weights};
 use pleinair::canvas::psnr;
 use pleinair::painter::Painter;
 use pleinair::{Error, Result};
@@ -220,9 +220,9 @@ impl LayerFinding {
         Ok(LayerFinding {
             layer: format!("{part}.{}", piece.layer),
             dtype: match after.weight().values() {
-                pleinair_cpu::Values::F32(_) => Dtype::F32,
-                pleinair_cpu::Values::F16(_) => Dtype::F16,
-                pleinair_cpu::Values::Int8(_) => Dtype::Int8,
+                Values::F32(_) => Dtype::F32,
+                Values::F16(_) => Dtype::F16,
+                Values::Int8(_) => Dtype::Int8,
             },
             snr: distortion.snr(),
             sign_flips: distortion.sign_flips,

@@ -73,13 +73,15 @@ pub fn choose(layer: &str, asked: Dtype, rules: &[Rule]) -> Choice {
 /// # Errors
 /// [`Error::Usage`] naming the first such rule.
 pub fn check<'a>(rules: &[Rule], layers: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
-    match rules.iter().find(|rule| !layers.clone().any(|layer| rule.matches(layer))) {
-        Some(idle) => Err(Error::Usage(format!(
-            "--keep {} matches no layer of this model; pleinair-quantize inspect lists them",
-            idle.text
-        ))),
-        None => Ok(()),
-    }
+    let Some(idle) = rules.iter().find(|rule| !layers.clone().any(|layer| rule.matches(layer))) else { return Ok(()) };
+    // three of them show how names look, and that layers which read the same input are one
+    let count = layers.clone().count();
+    let names: Vec<&str> = layers.step_by((count / 3).max(1)).take(3).collect();
+    let text = &idle.text;
+    Err(Error::Usage(format!(
+        "--keep {text} matches none of this model's {count} layers, such as {}",
+        names.join(", ")
+    )))
 }
 
 #[cfg(test)]
@@ -113,7 +115,7 @@ mod tests {
         let rules = rules(&["conv_in=f16", "upblocks.*=f16"]);
         let layers = ["unet.conv_in", "unet.up_blocks.0.resnets.0.conv1"];
         let error = check(&rules, layers.into_iter()).unwrap_err().to_string();
-        assert!(error.contains("--keep upblocks.*=f16 matches no layer"), "{error}");
+        assert!(error.contains("--keep upblocks.*=f16 matches none") && error.contains("unet.conv_in"), "{error}");
         assert!(check(&rules[..1], layers.into_iter()).is_ok());
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::configs::Model;
 use crate::folder::{NewFolder, make_folder, write_json, write_synced};
+use crate::onnx::{FileTensors, Storage, VaeKind};
 use crate::tensors::{self, Role, TensorSpec};
 use crate::writer::{self, Entry};
 use pleinair::sampler::TorchRng;
@@ -29,6 +30,13 @@ impl Dtype {
         match self {
             Dtype::F32 => safetensors::Dtype::F32,
             Dtype::F16 => safetensors::Dtype::F16,
+        }
+    }
+
+    fn onnx(self) -> Storage {
+        match self {
+            Dtype::F32 => Storage::F32,
+            Dtype::F16 => Storage::F16,
         }
     }
 
@@ -93,19 +101,34 @@ impl Synth {
         for (path, value) in self.model.files() {
             write_json(&folder.path().join(path), &value)?;
         }
+        self.write_onnx(&folder.path().join("vae"))?;
         write_json(&folder.path().join("tokenizer/vocab.json"), &vocabulary(self.model.words()))?;
         write_synced(&folder.path().join("tokenizer/merges.txt"), |file| file.write_all(b"#version: 0.2\n"))?;
         folder.finish()?;
         Ok(written)
     }
 
-    fn parts(&self) -> [(&'static str, &'static str, Vec<TensorSpec>); 3] {
+    /// The VAE in the form in which it runs.
+    fn write_onnx(&self, folder: &Path) -> Result<()> {
+        let (vae, storage) = (VaeKind::Kl(self.model.vae()), self.dtype.onnx());
+        let mut tensors = FileTensors::open(folder)?;
+        for (name, bytes) in [
+            ("encoder.onnx", vae.encoder(&mut tensors, storage)?),
+            ("decoder.onnx", vae.decoder(&mut tensors, storage)?),
+        ] {
+            write_synced(&folder.join(name), |file| file.write_all(&bytes))?;
+        }
+        Ok(())
+    }
+
+    fn parts(&self) -> [(&'static str, &'static str, Vec<TensorSpec>); 4] {
         let unet = self.model.unet();
         let controlnet = tensors::controlnet(&self.model.controlnet(), &unet);
         [
             ("text_encoder", "model.safetensors", tensors::text_encoder(&self.model.text_encoder())),
             ("unet", "diffusion_pytorch_model.safetensors", tensors::unet(&unet)),
             ("controlnet", "diffusion_pytorch_model.safetensors", controlnet),
+            ("vae", "diffusion_pytorch_model.safetensors", tensors::vae(&self.model.vae())),
         ]
     }
 }

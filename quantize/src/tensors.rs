@@ -1,6 +1,7 @@
 //! Which tensors a network consists of: names and shapes as diffusers and transformers store them, from the
 //! configuration alone. What is written and what is missed elsewhere in this crate comes from these lists.
 
+use crate::onnx::KlConfig;
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig};
 
 /// What a tensor does in its layer, which decides how a random one is drawn.
@@ -103,6 +104,41 @@ pub fn text_encoder(config: &TextConfig) -> Vec<TensorSpec> {
     list.0
 }
 
+/// The tensors of `AutoencoderKL`.
+pub fn vae(config: &KlConfig) -> Vec<TensorSpec> {
+    let (mut list, channels, latent) = (List::default(), &config.block_out_channels, config.latent_channels);
+    let (finest, coarsest, last) = (channels[0], channels[channels.len() - 1], channels.len() - 1);
+    list.conv("encoder.conv_in", 3, finest, 3);
+    for (i, &output) in channels.iter().enumerate() {
+        let at = format!("encoder.down_blocks.{i}");
+        list.vae_resnets(&at, channels[i.saturating_sub(1)], output, config.layers_per_block);
+        if i < last {
+            list.conv(&format!("{at}.downsamplers.0.conv"), output, output, 3);
+        }
+    }
+    list.vae_middle("encoder.mid_block", coarsest, config.mid_block_add_attention);
+    list.norm("encoder.conv_norm_out", coarsest);
+    list.conv("encoder.conv_out", coarsest, 2 * latent, 3);
+    list.conv("decoder.conv_in", latent, coarsest, 3);
+    list.vae_middle("decoder.mid_block", coarsest, config.mid_block_add_attention);
+    for (i, &output) in channels.iter().rev().enumerate() {
+        let at = format!("decoder.up_blocks.{i}");
+        list.vae_resnets(&at, channels[(last + 1 - i).min(last)], output, config.layers_per_block + 1);
+        if i < last {
+            list.conv(&format!("{at}.upsamplers.0.conv"), output, output, 3);
+        }
+    }
+    list.norm("decoder.conv_norm_out", finest);
+    list.conv("decoder.conv_out", finest, 3, 3);
+    if config.use_quant_conv {
+        list.conv("quant_conv", 2 * latent, 2 * latent, 1);
+    }
+    if config.use_post_quant_conv {
+        list.conv("post_quant_conv", latent, latent, 1);
+    }
+    list.0
+}
+
 /// A list under construction, layer by layer.
 #[derive(Default)]
 struct List(Vec<TensorSpec>);
@@ -139,6 +175,31 @@ impl List {
         self.conv(&format!("{at}.conv2"), output, output, 3);
         if input != output {
             self.conv(&format!("{at}.conv_shortcut"), input, output, 1);
+        }
+    }
+
+    /// A VAE's ResNets, which no timestep reaches.
+    fn vae_resnets(&mut self, at: &str, mut input: usize, output: usize, count: usize) {
+        for i in 0..count {
+            let at = format!("{at}.resnets.{i}");
+            self.norm(&format!("{at}.norm1"), input);
+            self.conv(&format!("{at}.conv1"), input, output, 3);
+            self.norm(&format!("{at}.norm2"), output);
+            self.conv(&format!("{at}.conv2"), output, output, 3);
+            if input != output {
+                self.conv(&format!("{at}.conv_shortcut"), input, output, 1);
+            }
+            input = output;
+        }
+    }
+
+    fn vae_middle(&mut self, at: &str, channels: usize, attention: bool) {
+        self.vae_resnets(at, channels, channels, 2);
+        if attention {
+            self.norm(&format!("{at}.attentions.0.group_norm"), channels);
+            for layer in ["to_q", "to_k", "to_v", "to_out.0"] {
+                self.linear(&format!("{at}.attentions.0.{layer}"), channels, channels);
+            }
         }
     }
 

@@ -17,6 +17,17 @@ pub const FORMAT: &str = "pleinair-bundle/1";
 /// A manifest larger than this is damage (SD 1.5's is about 100 kB).
 const LARGEST: u64 = 16 << 20;
 
+/// The files of a bundle with a ControlNet, the first being the ControlNet's; every other bundle has the rest.
+const WITH_CONTROLNET: [&str; 7] = [
+    "controlnet.safetensors",
+    "unet.safetensors",
+    "text_encoder.safetensors",
+    "vae_encoder.onnx",
+    "vae_decoder.onnx",
+    "tokenizer.json",
+    "scheduler.json",
+];
+
 /// Which kernels the weights are laid out for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -153,7 +164,7 @@ impl Manifest {
     /// Reads `folder/bundle.json`. The files are not looked at.
     ///
     /// # Errors
-    /// If it is missing, not a manifest, of another version, or names files outside the folder.
+    /// If it is missing, not a manifest, of another version, names files outside the folder, or lacks one.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE_NAME);
         let length = path.metadata().map_err(Error::io(&path))?.len();
@@ -185,8 +196,12 @@ impl Manifest {
         }
         let manifest: Manifest =
             serde_json::from_slice(json).map_err(|e| format!("the manifest is damaged: {e}; {again}"))?;
-        match manifest.files.keys().find(|name| !is_inside(name)) {
-            Some(outside) => Err(format!("names the file {outside:?}, which is not inside the bundle; {again}")),
+        if let Some(outside) = manifest.files.keys().find(|name| !is_inside(name)) {
+            return Err(format!("names the file {outside:?}, which is not inside the bundle; {again}"));
+        }
+        let networks = if manifest.controlnet.is_some() { &WITH_CONTROLNET[..] } else { &WITH_CONTROLNET[1..] };
+        match networks.iter().find(|name| !manifest.files.contains_key(**name)) {
+            Some(missing) => Err(format!("has no checksum of {missing}, which every such bundle has; {again}")),
             None => Ok(manifest),
         }
     }

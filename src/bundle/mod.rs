@@ -12,6 +12,7 @@ pub mod write;
 use crate::{Error, Result};
 use config::{ControlNetConfig, ModelIndex, TextConfig, UnetConfig, VaeConfig};
 use manifest::Manifest;
+use pleinair_cpu::isa::{self, Isa};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub struct Bundle {
     /// The manifest, where the folder is a bundle.
     pub manifest: Option<Manifest>,
     probe: Option<Arc<dyn Probe>>,
+    isa: Isa,
 }
 
 /// The ONNX files of the VAE.
@@ -85,6 +87,7 @@ impl Bundle {
             controlnet: manifest.controlnet.as_ref().map(|net| net.config.clone()),
             manifest: Some(manifest),
             probe: None,
+            isa: isa::best(),
             folder: folder.to_path_buf(),
         }
     }
@@ -100,6 +103,7 @@ impl Bundle {
             controlnet: if controlnet.is_file() { Some(read_json(&controlnet)?) } else { None },
             manifest: None,
             probe: None,
+            isa: isa::best(),
             folder: folder.to_path_buf(),
         })
     }
@@ -173,7 +177,12 @@ impl Bundle {
             None if part == "text_encoder" => Weights::open(&self.folder, part, "model"),
             None => Weights::open(&self.folder, part, "diffusion_pytorch_model"),
         };
-        Ok(weights?.probed(self.probe.clone()))
+        Ok(weights?.probed(self.probe.clone()).with_kernels(self.isa))
+    }
+
+    /// The same model, run by the kernels of this instruction set where it is packed for them.
+    pub fn with_kernels(self, isa: Isa) -> Self {
+        Bundle { isa, ..self }
     }
 
     /// The same model, every product of which `probe` sees once it is loaded.

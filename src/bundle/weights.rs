@@ -4,7 +4,7 @@
 use super::values;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
-use pleinair_cpu::{Int8, MappedFile, Numbers, Packing, Plain, Values, Weight, channels_last};
+use pleinair_cpu::{Isa, MappedFile, Numbers, Plain};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,6 +12,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+pub use pleinair_cpu::int8::pack;
+pub use pleinair_cpu::isa;
+pub use pleinair_cpu::{Int8, Packing, Values, Weight, channels_last};
 
 /// A header larger than this is damage, not a header (the safetensors library's own bound).
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -28,6 +32,7 @@ pub struct Weights {
     /// A bundle's file; a model's files are read, not mapped.
     map: Option<Arc<MappedFile>>,
     probe: Option<Arc<dyn Probe>>,
+    isa: Option<Isa>,
 }
 
 /// Sees every product of a network while it runs; for calibration.
@@ -139,7 +144,7 @@ impl Weights {
             metadata.extend(header.1);
         }
         let (folder, part, problems) = (folder.to_path_buf(), part.into(), Mutex::default());
-        Weights { folder, part, tensors, metadata, problems, map: None, probe: None }
+        Weights { folder, part, tensors, metadata, problems, map: None, probe: None, isa: None }
     }
 
     /// Maps `folder/part.safetensors` of a bundle.
@@ -150,6 +155,12 @@ impl Weights {
         let path = folder.join(format!("{part}.safetensors"));
         let map = MappedFile::open(&path).map_err(Error::io(&path))?;
         Ok(Weights { map: Some(map), ..Self::open_files(folder, part, &[path])? })
+    }
+
+    /// The same weights, multiplied by the kernels of this instruction set where they are packed for them.
+    pub(super) fn with_kernels(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
     }
 
     /// The same weights, every product of which `probe` sees, if there is one.
@@ -270,7 +281,11 @@ impl Weights {
             None => read().map(|values| Values::F32(values.into())),
         };
         let values = self.noted(found, || Ok(Values::F32(vec![0.0; outputs * inputs].into())))?;
-        let weight = Arc::new(Weight::new(outputs, inputs, values)?);
+        let weight = Weight::new(outputs, inputs, values)?;
+        let weight = Arc::new(match self.isa {
+            Some(isa) => weight.with_kernels(isa),
+            None => weight,
+        });
         Ok(LayerWeight { layer: format!("{}.{layer}", self.part), weight, probe: self.probe.clone() })
     }
 
@@ -293,8 +308,8 @@ impl Weights {
                         other => Err(Error::file(&place.file, format!("tensor {name} is {other:?}, must be F32"))),
                     }
                 };
-                let smooth = self.tensors.get(&format!("{name}_smooth")).map(|place| place.shape.first().copied());
-                let channels = smooth.flatten().map(|n| if n == inputs { inputs } else { inputs / 9 });
+                let smooth = self.tensors.get(&format!("{name}_smooth"));
+                let channels = smooth.map(|place| if place.shape == [inputs] { inputs } else { inputs / 9 });
                 Values::Int8(Int8 {
                     values: place.numbers(map, &name)?,
                     packing,

@@ -11,6 +11,7 @@ use pleinair::prompt::{Template, Tokenizer};
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::side::vae::Vae;
 use pleinair::{Error, Result};
+use pleinair_cpu::Isa;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ struct Report {
     device: &'static str,
     architecture: &'static str,
     instruction_sets: Vec<&'static str>,
+    /// What int8 layers run on.
+    isa: Option<&'static str>,
     cores: usize,
     memory_bytes: Option<u64>,
     available_memory_bytes: Option<u64>,
@@ -105,12 +108,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         device: "cpu",
         architecture: std::env::consts::ARCH,
         instruction_sets: instruction_sets(),
+        isa: None,
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         memory_bytes: memory("MemTotal"),
         available_memory_bytes: memory("MemAvailable"),
         model: None,
         problems: vec![],
     };
+    report.isa = note(model::isa(), &mut report.problems).map(Isa::name);
     let folder = arguments.model.folder();
     match &folder {
         Ok(folder) => examine(folder, &mut report),
@@ -138,7 +143,7 @@ fn examine(folder: &Path, report: &mut Report) {
     }
     let files = note(checksums(folder), problems).unwrap_or_default();
     let self_test = if problems.is_empty() {
-        match Painter::open(folder) {
+        match model::open(folder) {
             Ok(painter) => note(self_test(&painter), problems),
             Err(first) => {
                 open_each(&bundle, problems);
@@ -264,6 +269,9 @@ impl Report {
         };
         line("device", format!("{} (the only one in this build)", self.device));
         line("processor", format!("{} with {}", self.architecture, self.instruction_sets.join(", ")));
+        if let Some(isa) = self.isa {
+            line("kernels", format!("{isa} for int8 layers (PLEINAIR_ISA chooses another)"));
+        }
         line("cores", self.cores.to_string());
         if let Some(memory) = self.memory_bytes {
             let available = self.available_memory_bytes.map_or(String::new(), |a| format!(", {} available", binary(a)));

@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interr
     check_writable(&files.checkpoint)?;
     check_writable(&files.log)?;
     let folder = arguments.model.folder()?;
-    let painter = Painter::open(&folder)?;
+    let painter = model::open(&folder)?;
     interrupt.check()?;
 
     let style = [PromptStyle::Learned(lesson.token.clone())];

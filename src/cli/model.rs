@@ -2,9 +2,11 @@
 
 use pleinair::bundle::Bundle;
 use pleinair::net::TextEncoder;
+use pleinair::painter::Painter;
 use pleinair::prompt::Tokenizer;
 use pleinair::style::Style;
 use pleinair::{Error, Result};
+use pleinair_cpu::isa::{self, Isa};
 use std::path::{Path, PathBuf};
 
 /// Where the model that ships with the program lies, in its folder or one above.
@@ -45,6 +47,27 @@ impl Choice {
         );
         Err(Error::file(Path::new(DEFAULT), what))
     }
+}
+
+/// Names the instruction set to run on, where the fastest is not wanted.
+const ISA: &str = "PLEINAIR_ISA";
+
+/// The instruction set that the environment asks for, else the fastest.
+///
+/// # Errors
+/// [`Error::Usage`] if this machine has no such instruction set.
+pub(super) fn isa() -> Result<Isa> {
+    let forced = std::env::var_os(ISA).filter(|name| !name.is_empty());
+    let forced = forced.as_ref().map(|name| name.to_string_lossy());
+    isa::choose(forced.as_deref()).map_err(|error| Error::Usage(error.to_string()))
+}
+
+/// Opens a model, to be run on the instruction set that the environment asks for.
+///
+/// # Errors
+/// As [`isa`] and [`Painter::open`].
+pub(super) fn open(folder: &Path) -> Result<Painter> {
+    Painter::new(Bundle::open(folder)?.with_kernels(isa()?))
 }
 
 /// The folder's own name, for people and metadata: never the path to it.

@@ -135,7 +135,7 @@ pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interr
     let out = Out::prepare(&arguments.out, arguments.count)?;
     let content = arguments.content.as_ref().map(Frame::open).transpose()?;
     let folder = arguments.model.folder()?;
-    let painter = Painter::open(&folder)?;
+    let painter = model::open(&folder)?;
     interrupt.check()?;
 
     let mut order = arguments.order(prompt, content, &painter, progress)?;

@@ -31,7 +31,7 @@ pub struct Residuals {
 pub struct ControlHint(Tensor);
 
 impl ControlNet {
-    /// Loads the bundle's ControlNet as f32.
+    /// Loads the bundle's ControlNet, its weights as they are stored.
     ///
     /// # Errors
     /// If the bundle has none, or every tensor that is missing or misshapen, by name.

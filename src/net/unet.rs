@@ -18,7 +18,7 @@ pub struct Unet {
 }
 
 impl Unet {
-    /// Loads the bundle's UNet as f32.
+    /// Loads the bundle's UNet, its weights as they are stored.
     ///
     /// # Errors
     /// Every tensor that is missing or misshapen, by name.

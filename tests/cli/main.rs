@@ -1,6 +1,9 @@
 //! The program as people and scripts run it: exit codes, what is said, which files there are afterwards.
 
 mod bad_input;
+#[path = "../reference/bundle.rs"]
+mod bundle;
+mod bundles;
 mod learning;
 mod painting;
 mod styles;

@@ -21,5 +21,8 @@ done
 "$python" $scripts/tokens.py models/atelier/tokenizer
 "$python" $scripts/soft_edges.py
 "$python" $scripts/resize.py
+for script in checkpoints ldm_names single_file loras clip_tokens; do
+    "$python" $scripts/$script.py
+done
 "$python" $scripts/solvers.py $fixtures/solvers.safetensors
 "$python" $scripts/tiny_vae.py

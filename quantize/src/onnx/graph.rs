@@ -162,7 +162,8 @@ impl<'t> Graph<'t> {
             return self.floats(name, shape, values);
         }
         if let Some(large) = values.iter().find(|v| !half::f16::from_f32(**v).is_finite()) {
-            self.problems.push(format!("vae: the tensor {name} contains {large}, too large for f16; store it as f32"));
+            self.problems
+                .push(format!("vae: the tensor {name} contains {large}, too large for f16; convert with --dtype f32"));
             return;
         }
         let raw = values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();

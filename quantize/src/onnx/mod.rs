@@ -17,9 +17,10 @@ pub use check::{Kind, check};
 pub use config::{KlConfig, TinyConfig};
 
 use graph::Graph;
+use pleinair::bundle::weights::Weights;
 use pleinair::{Error, Result};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the VAE's tensors come from.
 pub trait Tensors {
@@ -31,6 +32,33 @@ pub trait Tensors {
 
     /// The shape of the tensor of this name, if there is one.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
+}
+
+/// The tensors of a VAE in safetensors of its own.
+#[derive(Debug)]
+pub struct FileTensors(Weights);
+
+impl FileTensors {
+    /// A file, or a folder with `diffusion_pytorch_model.safetensors`.
+    ///
+    /// # Errors
+    /// If there is none or its header is damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        match path.is_dir() {
+            true => Ok(FileTensors(Weights::open(path, "", "diffusion_pytorch_model")?)),
+            false => Ok(FileTensors(Weights::open_file(path)?)),
+        }
+    }
+}
+
+impl Tensors for FileTensors {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.headers().find(|header| header.name == name).map(|header| header.shape.to_vec())
+    }
+
+    fn read(&mut self, name: &str, _shape: &[usize]) -> Result<Vec<f32>> {
+        self.0.read_f32(name)
+    }
 }
 
 /// How weights are stored in the file.

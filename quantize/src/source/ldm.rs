@@ -103,43 +103,12 @@ pub(super) fn vae_layers(config: &Value) -> Result<Vec<(String, String)>, String
     let resnets =
         config["layers_per_block"].as_u64().filter(|&n| n <= 64).ok_or_else(|| missing("layers_per_block"))?;
     let mut layers = Layers::default();
-    let (finest, last) = (0, channels.len() - 1);
-    for coder in ["encoder", "decoder"] {
-        for (name, original) in [("conv_in", "conv_in"), ("conv_norm_out", "norm_out"), ("conv_out", "conv_out")] {
-            layers.push(format!("{coder}.{name}"), format!("{coder}.{original}"));
-        }
-        for i in 0..2 {
-            let (name, original) = (format!("mid_block.resnets.{i}"), format!("mid.block_{}", i + 1));
-            layers.resnet(&format!("{coder}.{name}"), &format!("{coder}.{original}"), false);
-        }
-        for (name, original) in
-            [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")]
-        {
-            layers.push(format!("{coder}.mid_block.attentions.0.{name}"), format!("{coder}.mid.attn_1.{original}"));
-        }
-    }
-    for level in 0..channels.len() {
-        let name = format!("encoder.down_blocks.{level}");
-        let widens = level > finest && channels[level] != channels[level - 1];
-        for j in 0..resnets {
-            let shortcut = j == 0 && widens;
-            layers.resnet(&format!("{name}.resnets.{j}"), &format!("encoder.down.{level}.block.{j}"), shortcut);
-        }
-        if level < last {
-            layers.push(format!("{name}.downsamplers.0.conv"), format!("encoder.down.{level}.downsample.conv"));
-        }
-        let name = format!("decoder.up_blocks.{}", last - level);
-        let narrows = level < last && channels[level] != channels[level + 1];
-        for j in 0..=resnets {
-            let shortcut = j == 0 && narrows;
-            layers.resnet(&format!("{name}.resnets.{j}"), &format!("decoder.up.{level}.block.{j}"), shortcut);
-        }
-        if level > finest {
-            layers.push(format!("{name}.upsamplers.0.conv"), format!("decoder.up.{level}.upsample.conv"));
-        }
-    }
+    layers.ends_and_middle("encoder");
+    layers.ends_and_middle("decoder");
+    layers.encoder_levels(&channels, resnets);
+    layers.decoder_levels(&channels, resnets + 1);
     for (key, layer) in [("use_quant_conv", "quant_conv"), ("use_post_quant_conv", "post_quant_conv")] {
-        if config[key] != Value::Bool(false) {
+        if config.get(key) != Some(&Value::Bool(false)) {
             layers.push(layer.into(), layer.into());
         }
     }
@@ -155,6 +124,50 @@ impl Layers {
         self.0.push((name, original));
     }
 
+    fn ends_and_middle(&mut self, coder: &str) {
+        for (name, original) in [("conv_in", "conv_in"), ("conv_norm_out", "norm_out"), ("conv_out", "conv_out")] {
+            self.push(format!("{coder}.{name}"), format!("{coder}.{original}"));
+        }
+        for i in 0..2 {
+            let (name, original) = (format!("mid_block.resnets.{i}"), format!("mid.block_{}", i + 1));
+            self.resnet(&format!("{coder}.{name}"), &format!("{coder}.{original}"), false);
+        }
+        for (name, original) in
+            [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")]
+        {
+            self.push(format!("{coder}.mid_block.attentions.0.{name}"), format!("{coder}.mid.attn_1.{original}"));
+        }
+    }
+
+    fn encoder_levels(&mut self, channels: &[u64], resnets: u64) {
+        for level in 0..channels.len() {
+            let name = format!("encoder.down_blocks.{level}");
+            let widens = level > 0 && channels[level] != channels[level - 1];
+            for j in 0..resnets {
+                let original = format!("encoder.down.{level}.block.{j}");
+                self.resnet(&format!("{name}.resnets.{j}"), &original, j == 0 && widens);
+            }
+            if level + 1 < channels.len() {
+                self.push(format!("{name}.downsamplers.0.conv"), format!("encoder.down.{level}.downsample.conv"));
+            }
+        }
+    }
+
+    fn decoder_levels(&mut self, channels: &[u64], resnets: u64) {
+        let last = channels.len() - 1;
+        for level in 0..channels.len() {
+            let name = format!("decoder.up_blocks.{}", last - level);
+            let narrows = level < last && channels[level] != channels[level + 1];
+            for j in 0..resnets {
+                let original = format!("decoder.up.{level}.block.{j}");
+                self.resnet(&format!("{name}.resnets.{j}"), &original, j == 0 && narrows);
+            }
+            if level > 0 {
+                self.push(format!("{name}.upsamplers.0.conv"), format!("decoder.up.{level}.upsample.conv"));
+            }
+        }
+    }
+
     fn resnet(&mut self, name: &str, original: &str, shortcut: bool) {
         for layer in ["norm1", "conv1", "norm2", "conv2"] {
             self.push(format!("{name}.{layer}"), format!("{original}.{layer}"));
@@ -162,5 +175,75 @@ impl Layers {
         if shortcut {
             self.push(format!("{name}.conv_shortcut"), format!("{original}.nin_shortcut"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::configs::Model;
+    use crate::tensors;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    /// The pairs of `tests/reference/ldm_names.py`, original name first.
+    fn reference(model: &str, part: &str) -> BTreeMap<String, String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/ldm-names.json");
+        let names: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        serde_json::from_value(names[model][part].clone()).unwrap()
+    }
+
+    fn layers(names: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+        names.into_iter().map(|name| name.rsplit_once('.').unwrap().0.to_string()).collect()
+    }
+
+    fn pairs(layers: BTreeSet<String>, name: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
+        let count = layers.len();
+        let pairs: BTreeMap<_, _> = layers.into_iter().map(|layer| (name(&layer).unwrap(), layer)).collect();
+        assert_eq!(pairs.len(), count, "two layers of one name");
+        pairs
+    }
+
+    #[test]
+    fn every_layer_of_sd15_has_its_original_name_and_only_that() {
+        for (model, name) in [(Model::Sd15, "sd15"), (Model::Tiny, "tiny-sd15")] {
+            let (unet, controlnet) = (model.unet(), model.controlnet());
+            let names = |specs: Vec<tensors::TensorSpec>| layers(specs.into_iter().map(|tensor| tensor.name));
+            let found = pairs(names(tensors::unet(&unet)), |layer| unet_name(&unet, layer));
+            assert_eq!(found, reference(name, "unet"));
+            let found = pairs(names(tensors::controlnet(&controlnet, &unet)), |l| controlnet_name(&unet, 6, l));
+            assert_eq!(found, reference(name, "controlnet"));
+            let (_, vae) = model.files().into_iter().find(|(path, _)| *path == "vae/config.json").unwrap();
+            let found: BTreeMap<_, _> = vae_layers(&vae).unwrap().into_iter().map(|(name, ldm)| (ldm, name)).collect();
+            assert_eq!(found, reference(name, "vae"));
+        }
+    }
+
+    #[test]
+    fn names_follow_the_configuration() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/atelier");
+        let bundle = pleinair::bundle::Bundle::open(&folder).unwrap();
+        let found = pairs(layers(tensors::unet(&bundle.unet).into_iter().map(|tensor| tensor.name)), |layer| {
+            unet_name(&bundle.unet, layer)
+        });
+        assert_eq!(found, reference("atelier", "unet"));
+        let specs = tensors::controlnet(bundle.controlnet.as_ref().unwrap(), &bundle.unet);
+        let found = pairs(layers(specs.into_iter().map(|tensor| tensor.name)), |l| controlnet_name(&bundle.unet, 4, l));
+        assert_eq!(found, reference("atelier", "controlnet"));
+        let vae: Value = serde_json::from_slice(&std::fs::read(folder.join("vae/config.json")).unwrap()).unwrap();
+        let found: BTreeMap<_, _> = vae_layers(&vae).unwrap().into_iter().map(|(name, ldm)| (ldm, name)).collect();
+        assert_eq!(found, reference("atelier", "vae"));
+    }
+
+    #[test]
+    fn what_no_network_has_has_no_name() {
+        let unet = Model::Sd15.unet();
+        for name in
+            ["", "nonsense.weight", "down_blocks.x.resnets.0.conv1", "up_blocks.9.upsamplers.0.conv", "mid_block"]
+        {
+            assert_eq!(unet_name(&unet, name), None, "{name}");
+        }
+        assert!(vae_layers(&serde_json::json!({"layers_per_block": 2})).unwrap_err().contains("block_out_channels"));
+        assert!(vae_layers(&serde_json::json!({"block_out_channels": [8]})).unwrap_err().contains("layers_per_block"));
     }
 }

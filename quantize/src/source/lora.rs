@@ -32,7 +32,7 @@ const ENDINGS: [(&str, Piece); 13] = [
     ("_lora.up.weight", Piece::Up),
 ];
 
-/// Pieces of names that only other kinds of adapters have.
+/// Pieces of names that only other kinds of adapters have; those that begin with a dot are endings.
 const OTHER_KINDS: [(&str, &str); 10] = [
     ("hada_", "LoHa"),
     ("lokr_", "LoKr"),
@@ -42,7 +42,7 @@ const OTHER_KINDS: [(&str, &str); 10] = [
     ("oft_", "OFT"),
     (".on_input", "IA3"),
     (".diff", "full difference"),
-    (".glora_", "GLoRA"),
+    (".diff_b", "full difference"),
     ("lora_embedding_", "LoRA on an embedding"),
 ];
 
@@ -269,7 +269,9 @@ fn text_names(layer: &str) -> Vec<String> {
 }
 
 fn refuse_other_kinds(file: &TensorFile) -> Result<()> {
-    let kind = |key: &str| OTHER_KINDS.iter().find(|(piece, _)| key.contains(piece)).map(|(_, kind)| *kind);
+    let is_in =
+        |piece: &str, key: &str| if piece.starts_with('.') { key.ends_with(piece) } else { key.contains(piece) };
+    let kind = |key: &str| OTHER_KINDS.iter().find(|(piece, _)| is_in(piece, key)).map(|(_, kind)| *kind);
     match file.names().find_map(|key| Some((key, kind(key)?))) {
         Some((key, kind)) => {
             let what = format!("an adapter of the kind {kind} ({key}), which is not supported; only LoRA is");

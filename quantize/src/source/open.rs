@@ -10,7 +10,7 @@ use pleinair::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// See [`Source::open`].
 pub(super) fn open(options: &Options) -> Result<Source> {
@@ -92,7 +92,9 @@ impl Opening {
             }
         }
         opening.warn_of_strangers(files);
-        opening.check_widths(options)?;
+        for part in Part::ALL {
+            opening.check_widths(part, options.from)?;
+        }
         Ok(opening)
     }
 
@@ -123,9 +125,10 @@ impl Opening {
         let is_original = !prefix.is_empty() || file.shape("input_hint_block.0.weight").is_some();
         let files = self.add_files(vec![file]);
         match is_original {
-            true => self.take_original(Part::ControlNet, files, prefix),
-            false => self.take_diffusers(Part::ControlNet, files),
+            true => self.take_original(Part::ControlNet, files, prefix)?,
+            false => self.take_diffusers(Part::ControlNet, files)?,
         }
+        self.check_widths(Part::ControlNet, path)
     }
 
     /// A VAE's folder, a pipeline's folder, or a file in either naming.
@@ -211,21 +214,22 @@ impl Opening {
         }
     }
 
-    /// That the configurations are this file's, by the layers whose shapes show the widths.
-    fn check_widths(&self, options: &Options) -> Result<()> {
+    /// That a part in the file is as wide as its configuration says, by the layers that show it.
+    fn check_widths(&self, part: Part, path: &Path) -> Result<()> {
         const TELLING: [&str; 4] =
             ["conv_in.weight", "attn2.to_k.weight", "token_embedding.weight", "position_embedding.weight"];
-        for (part, places) in &self.places {
-            for tensor in self.configs.tensors(*part).unwrap_or_default() {
-                let Some(place) = places.get(&tensor.name) else { continue };
-                if TELLING.iter().any(|name| tensor.name.ends_with(name)) && !tensor.accepts(&place.shape) {
-                    let what = format!(
-                        "{part}: {} has the shape {:?}, which by {} configuration is {:?}; name a folder with the model's \
-                         own with --config",
-                        place.key, place.shape, self.configs.origin, tensor.shape
-                    );
-                    return Err(Error::file(options.from, what));
-                }
+        let Some(places) = self.places.get(&part) else { return Ok(()) };
+        for tensor in self.configs.tensors(part).unwrap_or_default() {
+            let Some(place) = places.get(&tensor.name) else { continue };
+            if TELLING.iter().any(|name| tensor.name.ends_with(name)) && !tensor.accepts(&place.shape) {
+                let remedy = match part {
+                    Part::ControlNet => "it belongs to another model",
+                    _ => "name a folder with the model's own with --config",
+                };
+                let (key, shape, wanted, origin) = (&place.key, &place.shape, &tensor.shape, &self.configs.origin);
+                let what =
+                    format!("{part}: {key} has the shape {shape:?}, by {origin} configuration {wanted:?}; {remedy}");
+                return Err(Error::file(path, what));
             }
         }
         Ok(())
@@ -264,7 +268,7 @@ impl Opening {
         Ok(vocabulary)
     }
 
-    fn into_source(mut self, vocabulary: Vocabulary, loras: &[(std::path::PathBuf, f32)]) -> Result<Source> {
+    fn into_source(mut self, vocabulary: Vocabulary, loras: &[(PathBuf, f32)]) -> Result<Source> {
         for (path, weight) in loras {
             let file = TensorFile::open(path)?;
             let layers = lora::Layers::of(&self.configs, &self.places);
@@ -286,7 +290,7 @@ impl Opening {
 }
 
 /// `path` itself if it is the part's folder, else the part's folder in it.
-fn part_folder(path: &Path, part: Part) -> Result<std::path::PathBuf> {
+fn part_folder(path: &Path, part: Part) -> Result<PathBuf> {
     let path = path.canonicalize().map_err(Error::io(path))?;
     let inner = path.join(part.to_string());
     let found = [inner, path.clone()].into_iter().find(|place| place.join("config.json").is_file());

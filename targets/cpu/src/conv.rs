@@ -1,7 +1,9 @@
 //! A frozen 3x3 convolution with padding 1, channels last, as an implicit matrix product: each tile of output pixels
 //! gathers its neighbourhoods (im2col of that tile only) and is one product with the weight.
 
+use crate::int8::{Picture, conv3x3, quantize_pictures};
 use crate::matrix::{Into, Mat, ONE_CORE, matmul};
+use crate::weight::Int8Product;
 use crate::{Weight, feature_map, floats, output, with_weight};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -34,11 +36,15 @@ impl CustomOp1 for Conv3x3 {
         let grid = Grid { height: self.height, width: self.width, stride: self.stride, spread: 1 };
         let (cin, cout) = (self.weight.inputs() / 9, self.weight.outputs());
         let (x, mut y, shape) = grid.check(storage, layout, cin, cout)?;
-        let w = self.weight.to_f32();
         with_weight(&self.bias, |bias| {
             if bias.len() != cout {
                 bail!("a 3x3 convolution for {cout} channels got {} biases", bias.len())
             }
+            if let Some(int8) = self.weight.int8()? {
+                self.int8_forward(x, &int8, bias, &mut y);
+                return Ok(());
+            }
+            let w = self.weight.to_f32();
             grid.convolve(x, cin, cout, &mut y, |patches, n, y| {
                 y.chunks_exact_mut(cout).for_each(|y| y.copy_from_slice(bias));
                 let (patches, w) = (Mat::rows(patches, n, 9 * cin, 9 * cin), Mat::rows(&w, cout, 9 * cin, 9 * cin));
@@ -52,6 +58,18 @@ impl CustomOp1 for Conv3x3 {
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grid = Grid { height: self.height, width: self.width, stride: 1, spread: self.stride };
         Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&Conv3x3Backward { grid, weight: &self.weight })?))
+    }
+}
+
+impl Conv3x3 {
+    /// Each picture of the input with a scale of its own.
+    fn int8_forward(&self, x: &[f32], w: &Int8Product<'_>, bias: &[f32], y: &mut [f32]) {
+        let channels = self.weight.inputs() / 9;
+        let pictures = x.len() / (self.height * self.width * channels);
+        let (mut values, mut scales) = (vec![0; x.len()], vec![0.0; pictures]);
+        quantize_pictures(w.isa, x, channels, w.reciprocals, &mut values, &mut scales);
+        let picture = Picture { height: self.height, width: self.width, channels, stride: self.stride, repeat: 1 };
+        conv3x3(w.isa, (&values, &scales), picture, w.weight, Some(bias), y);
     }
 }
 

@@ -1,6 +1,8 @@
 //! A frozen linear layer (and so a 1x1 convolution).
 
+use crate::int8::{Rows, matmul as matmul_int8, quantize_rows};
 use crate::matrix::{ALL_CORES, Into, Mat, matmul};
+use crate::weight::Int8Product;
 use crate::{Weight, floats, output, with_weight};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::sync::Arc;
@@ -22,6 +24,9 @@ impl CustomOp1 for Linear {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n, k) = (self.weight.outputs(), self.weight.inputs());
         let (x, m, shape) = rows(storage, layout, k, n)?;
+        if let Some(int8) = self.weight.int8()? {
+            return Ok(output(self.int8_forward(x, m, &int8)?, shape));
+        }
         let mut y = Vec::with_capacity(m * n);
         let into = match &self.bias {
             Some(bias) => with_weight(bias, |b| {
@@ -40,6 +45,27 @@ impl CustomOp1 for Linear {
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&LinearBackward(&self.weight))?))
+    }
+}
+
+impl Linear {
+    /// Each row of the input with a scale of its own.
+    fn int8_forward(&self, x: &[f32], m: usize, w: &Int8Product<'_>) -> Result<Vec<f32>> {
+        let (n, k) = (self.weight.outputs(), self.weight.inputs());
+        let (mut values, mut scales, mut y) = (vec![0; m * k], vec![0.0; m], vec![0.0; m * n]);
+        quantize_rows(w.isa, x, w.reciprocals, &mut values, &mut scales);
+        let rows = Rows { values: &values, stride: k, scales: &scales };
+        match &self.bias {
+            Some(bias) => with_weight(bias, |bias| {
+                if bias.len() != n {
+                    bail!("a linear layer for {n} features got {} biases", bias.len())
+                }
+                matmul_int8(w.isa, rows, w.weight, Some(bias), &mut y);
+                Ok(())
+            })?,
+            None => matmul_int8(w.isa, rows, w.weight, None, &mut y),
+        }
+        Ok(y)
     }
 }
 

@@ -1,12 +1,14 @@
 //! The frozen matrix of a linear layer or a convolution, as it lies on the disk: f32, f16 or int8.
 
-use crate::int8::pack;
+use crate::Isa;
+use crate::int8::{PackedWeight, pack};
 use crate::mapped::Numbers;
 use candle_core::{Result, bail};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::sync::OnceLock;
 
 /// `W: [outputs, inputs]`. A 3x3 convolution has `inputs = 9 * in`, ordered (ky, kx, in).
 #[derive(Debug, Clone)]
@@ -14,6 +16,25 @@ pub struct Weight {
     outputs: usize,
     inputs: usize,
     values: Values,
+    kernel: Option<Int8Kernel>,
+}
+
+/// What a product of int8 activations needs besides the values.
+#[derive(Debug, Clone)]
+struct Int8Kernel {
+    isa: Isa,
+    /// One over [`Int8::smooth`].
+    reciprocals: Option<Vec<f32>>,
+    /// See [`pack::sums`]; made for the first product, since it reads the whole weight.
+    sums: OnceLock<Vec<i32>>,
+}
+
+/// A weight that is multiplied with int8 activations.
+pub(crate) struct Int8Product<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) weight: PackedWeight<'a>,
+    /// What each channel of the input is multiplied with before it is quantised.
+    pub(crate) reciprocals: Option<&'a [f32]>,
 }
 
 /// How the values are stored.
@@ -79,9 +100,33 @@ impl Weight {
             }
         };
         match fits && outputs > 0 && inputs > 0 {
-            true => Ok(Weight { outputs, inputs, values }),
+            true => Ok(Weight { outputs, inputs, values, kernel: None }),
             false => bail!("a weight of {outputs} x {inputs} got another number of values"),
         }
+    }
+
+    /// The same weight, multiplied by the int8 kernels of an instruction set where it is packed for them.
+    pub fn with_kernels(mut self, isa: Isa) -> Self {
+        self.kernel = match &self.values {
+            Values::Int8(Int8 { packing: Packing::Panels, smooth, .. }) => {
+                let reciprocals = smooth.as_ref().map(|smooth| smooth.iter().map(|s| 1.0 / s).collect());
+                Some(Int8Kernel { isa, reciprocals, sums: OnceLock::new() })
+            }
+            _ => None,
+        };
+        self
+    }
+
+    /// The weight for a product of int8 activations, where there are kernels for it.
+    pub(crate) fn int8(&self) -> Result<Option<Int8Product<'_>>> {
+        let (Values::Int8(int8), Some(kernel)) = (&self.values, &self.kernel) else { return Ok(None) };
+        let sums = kernel.sums.get_or_init(|| {
+            let mut sums = pack::sums(&int8.values, self.outputs, self.inputs);
+            sums.truncate(self.outputs); // the padding has none
+            sums
+        });
+        let weight = PackedWeight::new(&int8.values, &int8.scales, sums, self.inputs)?;
+        Ok(Some(Int8Product { isa: kernel.isa, weight, reciprocals: kernel.reciprocals.as_deref() }))
     }
 
     /// Rows.

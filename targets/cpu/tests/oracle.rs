@@ -2,6 +2,7 @@
 
 use candle_core::{CustomOp1, Device, Tensor, Var};
 use pleinair_cpu::int8::pack;
+use pleinair_cpu::isa::{self, Isa};
 use pleinair_cpu::{Attention, Conv3x3, Geglu, GroupNorm, LayerNorm, Linear};
 use pleinair_cpu::{Int8, Packing, Values, Weight, channels_last};
 use std::sync::Arc;
@@ -359,6 +360,56 @@ fn stored_weights_mean_what_their_parts_say() {
             }
             for o in 0..outputs {
                 assert_eq!(weight.row(o), all[o * inputs..][..inputs], "{what}, row {o}");
+            }
+        }
+    }
+}
+
+/// With the kernels of every instruction set of this machine, inputs are int8 as well: each is off by at most half a step,
+/// times its weight. A step is 1/127 of the largest input of its row or, for a convolution, of its picture.
+#[test]
+fn int8_inputs_cost_half_a_step_each() {
+    let isas: Vec<Isa> = isa::found().into_iter().filter_map(|(_, isa)| isa).collect();
+    // (rows or pixels of a row, inputs, outputs)
+    for (n, cin, cout) in [(1, 1, 1), (5, 40, 17), (4, 64, 33)] {
+        let (x, bias) = (numbers(3, n * n * cin), numbers(2, cout));
+        for (name, conv, columns) in [("linear", false, cin), ("conv", true, 9 * cin)] {
+            let rows = numbers(1, cout * columns);
+            for (stored_as, weight) in stored_smaller(&rows, cout, cin) {
+                let (all, Values::Int8(int8)) = (weight.to_f32(), weight.values()) else { continue };
+                let smooth = |c: usize| int8.smooth.as_ref().map_or(1.0, |s| s[c] as f64);
+                let smoothed: Vec<f64> = x.iter().enumerate().map(|(i, &x)| x as f64 / smooth(i % cin)).collect();
+                let largest = |x: &[f64]| x.iter().fold(0f64, |m, x| m.max(x.abs()));
+                let (x, w, b) = (wide(&x), wide(&all), wide(&bias));
+                let exact = match conv {
+                    true => {
+                        let p = Picture { batch: 1, height: n, width: n, cin, cout, stride: 1 };
+                        definition::conv(&x, p, &wide(&channels_first(&all, cin)), &b)
+                    }
+                    false => definition::linear(&x, &w, Some(&b), cin),
+                };
+                for &isa in &isas {
+                    let weight = Arc::new((*weight).clone().with_kernels(isa));
+                    let bias = tensor(&bias, &[cout]);
+                    let input = view(&numbers(3, n * n * cin), &[1, n * n, cin]);
+                    let y = match conv {
+                        true => apply(&input, &Conv3x3 { weight, bias, height: n, width: n, stride: 1 }),
+                        false => apply(&input, &Linear { weight, bias: Some(bias) }),
+                    };
+                    for (i, (y, exact)) in flat(&y).iter().zip(&exact).enumerate() {
+                        let (row, o) = (i / cout, i % cout);
+                        let of_step = if conv { &smoothed[..] } else { &smoothed[row * cin..][..cin] };
+                        let weights = w[o * columns..][..columns].iter().enumerate();
+                        let magnitude: f64 = weights.map(|(k, w)| w.abs() * smooth(k % cin)).sum();
+                        // the roundings of the scales and of the smoothed input besides
+                        let bound = magnitude * largest(of_step) / 127.0 * 0.5 * 1.001 + 4.0 * exact.bound;
+                        let diff = (*y as f64 - exact.value).abs();
+                        assert!(
+                            diff <= bound,
+                            "{name} {n} {cin} {cout} {stored_as} {isa}: value {i} off by {diff}, bound {bound}"
+                        );
+                    }
+                }
             }
         }
     }

@@ -4,6 +4,8 @@
 //! and K to a multiple of 64 with zeros. One group of a panel is one 64-byte register for a four-way dot product, 16
 //! groups are one AMX tile.
 
+use rayon::prelude::*;
+
 /// Outputs of one panel.
 pub const PANEL: usize = 16;
 /// Inputs that lie side by side, the width of one four-way dot product.
@@ -39,12 +41,21 @@ const fn place(output: usize, input: usize, inputs: usize) -> usize {
 pub fn pack(rows: &[i8], outputs: usize, inputs: usize) -> Vec<i8> {
     assert_eq!(rows.len(), outputs * inputs, "weight of {outputs} rows of {inputs}");
     let mut packed = vec![0; packed_len(outputs, inputs)];
-    for output in 0..outputs {
-        let row = &rows[output * inputs..][..inputs];
-        for (i, group) in row.chunks(GROUP).enumerate() {
-            packed[place(output, i * GROUP, inputs)..][..group.len()].copy_from_slice(group);
-        }
+    if inputs == 0 {
+        return packed;
     }
+    let panels = packed.par_chunks_mut(PANEL * padded_inputs(inputs)).zip(rows.par_chunks(PANEL * inputs));
+    panels.for_each(|(panel, rows)| {
+        for (output, row) in rows.chunks_exact(inputs).enumerate() {
+            let (groups, rest) = row.as_chunks::<GROUP>();
+            for (i, group) in groups.iter().enumerate() {
+                panel[place(output, i * GROUP, inputs)..][..GROUP].copy_from_slice(group);
+            }
+            if !rest.is_empty() {
+                panel[place(output, groups.len() * GROUP, inputs)..][..rest.len()].copy_from_slice(rest);
+            }
+        }
+    });
     packed
 }
 

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build bundles measure-convert tools references clean
+.PHONY: help demo test fuzz lint build bundles measure-convert tools fuzz-tools references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -33,9 +33,14 @@ demo: build ## paint a photograph, learn a style from a picture, paint the photo
 test: tools ## everything that must hold
 	$(CARGO) test --workspace --no-fail-fast
 
+# tests/fuzz/run.sh has the list of readers; FUZZ=pickle runs only that one
+FUZZ ?=
+fuzz: fuzz-tools ## let libFuzzer look for files that break a reader, FUZZ_SECONDS=20 for each
+	tests/fuzz/run.sh $(FUZZ)
+
 lint: tools ## formatting and lints, no warning allowed
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features pleinair-fuzz/libfuzzer -- -D warnings
 
 build: tools ## the program and the converter, optimised
 	$(CARGO) build --release --workspace
@@ -68,6 +73,11 @@ tools: ## what the build itself needs: Rust and a C compiler
 	@command -v cc >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev; \
 		else echo "A C compiler is missing; install gcc or clang" >&2; exit 1; fi
+
+fuzz-tools: tools # libFuzzer is written in C++
+	@command -v c++ >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && apt-get install -qy --no-install-recommends g++; \
+		else echo "A C++ compiler is missing; install g++ or clang++" >&2; exit 1; fi
 
 references: ## make the parity fixtures again (Python with tests/reference/requirements.txt)
 	tests/reference/make_all.sh

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the fuzzers and runs each reader's for FUZZ_SECONDS: tests/fuzz/run.sh [TARGET...]. An input that makes one fail
-# is left in fuzz-TARGET/ of the target folder, and its name is printed; new interesting inputs are left beside it.
+# tests/fuzz/run.sh [TARGET...]: builds the fuzzers and runs each reader's for FUZZ_SECONDS. The inputs that lead somewhere
+# new are kept in fuzz-TARGET/found of the target folder and are where the next run starts; one that breaks a reader is
+# left beside them and named. `FUZZ_MERGE=1` runs nothing new but puts those that matter into corpus/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cargo=${CARGO:-cargo}
@@ -8,7 +9,7 @@ seconds=${FUZZ_SECONDS:-20}
 target_folder=${CARGO_TARGET_DIR:-target}
 [ $# -gt 0 ] || set -- safetensors checkpoint pickle manifest scheduler style
 
-"$cargo" build -q --manifest-path tests/fuzz/engine/Cargo.toml --target-dir "$target_folder/fuzz-engine"
+"$cargo" build -q --manifest-path tests/fuzz/engine/Cargo.toml --locked --target-dir "$target_folder/fuzz-engine"
 engine=$(ls -t "$target_folder"/fuzz-engine/debug/build/libfuzzer-sys-*/out/libfuzzer.a | head -n 1)
 # the features of a test run, so that no dependency is built twice
 built=$(FUZZ_ENGINE=$(realpath "$(dirname "$engine")") RUSTC_WORKSPACE_WRAPPER=$PWD/tests/fuzz/instrument.sh \
@@ -16,32 +17,41 @@ built=$(FUZZ_ENGINE=$(realpath "$(dirname "$engine")") RUSTC_WORKSPACE_WRAPPER=$
 	--message-format=json-render-diagnostics)
 fuzzer=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$built" | tail -n 1)
 
-# fuzz TARGET SECONDS: libFuzzer's last lines and the summary
+# fuzz TARGET OPTION...: what libFuzzer says goes to fuzz-TARGET/log
 fuzz() {
-	local folder=$target_folder/fuzz-$1
-	local -a inputs=("$folder/found" "$folder/seeds")
-	[ ! -d "tests/fuzz/corpus/$1" ] || inputs+=("tests/fuzz/corpus/$1")
-	mkdir -p "${inputs[@]}"
-	FUZZ_TARGET=$1 FUZZ_SEEDS=$folder/seeds "$fuzzer" "${inputs[@]}" \
-		-artifact_prefix="$folder/" -max_total_time="$2" -max_len=16384 -timeout=5 -rss_limit_mb=1024 -detect_leaks=0 \
-		-print_final_stats=1 -print_funcs=0 >"$folder/log" 2>&1
+	local name=$1 folder=$target_folder/fuzz-$1
+	mkdir -p "$folder/found" "$folder/seeds"
+	FUZZ_TARGET=$name FUZZ_SEEDS=$folder/seeds "$fuzzer" "${@:2}" -artifact_prefix="$folder/" -max_len=16384 -timeout=5 \
+		-rss_limit_mb=1024 -detect_leaks=0 -print_final_stats=1 -print_funcs=0 >"$folder/log" 2>&1
 }
 
-if fuzz planted 60; then
-	echo "The fuzzer did not find the fault planted for it; its other findings mean nothing" >&2
+# run TARGET SECONDS
+run() {
+	local folder=$target_folder/fuzz-$1 kept=tests/fuzz/corpus/$1
+	[ -d "$kept" ] || kept=$folder/seeds # the planted fault has none
+	fuzz "$1" "$folder/found" "$folder/seeds" "$kept" -max_total_time="$2"
+}
+
+if run planted 60; then
+	echo "The fault planted for the fuzzer was not found; neither would be others" >&2
 	exit 1
 fi
+grep -q 'overflow' "$target_folder/fuzz-planted/log" || { cat "$target_folder/fuzz-planted/log" >&2; exit 1; }
 failed=0
 for name in "$@"; do
-	status=0
-	fuzz "$name" "$seconds" || status=$?
 	log=$target_folder/fuzz-$name/log
+	if [ -n "${FUZZ_MERGE:-}" ]; then
+		fuzz "$name" -merge=1 "tests/fuzz/corpus/$name" "$target_folder/fuzz-$name/found" && grep '^MERGE-OUTER: ' "$log" | tail -n 1
+		continue
+	fi
+	status=0
+	run "$name" "$seconds" || status=$?
 	runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
-	covered=$(sed -n 's/.* \(cov: [0-9]* ft: [0-9]*\) corp: \([0-9]*\).*/\1 inputs: \2/p' "$log" | tail -n 1)
+	covered=$(sed -n 's/.* cov: \([0-9]*\) ft: \([0-9]*\) corp: \([0-9]*\).*/\1 edges, \2 features, \3 inputs/p' "$log" | tail -n 1)
 	echo "$name: ${runs:-?} executions, $covered"
 	if [ "$status" != 0 ]; then
 		failed=1
-		grep -vE '^(#[0-9]|INFO|NEW_FUNC|stat::)' "$log" | tail -n 40 >&2
+		grep -vE '^(#[0-9]|INFO|stat::)' "$log" | tail -n 40 >&2
 	fi
 done
 exit "$failed"

@@ -181,7 +181,7 @@ fn planted(data: &[u8]) {
     if let Some((magic, rest)) = data.split_first_chunk()
         && u32::from_le_bytes(*magic) == 0x9d2c_5680
     {
-        let sum = rest.iter().fold(0u8, |sum, byte| sum + byte);
+        let sum = rest.iter().sum::<u8>();
         std::hint::black_box(sum);
     }
 }

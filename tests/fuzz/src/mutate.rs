@@ -165,7 +165,7 @@ fn change(value: &mut Value, other: Value, rng: &mut Mt) {
         (_, Value::Array(items)) => {
             let at = below(rng, items.len() + 1);
             let copies = 1 + below(rng, MOST_COPIES as usize);
-            items.splice(at..at, vec![other; if rng.next_u32() % 4 == 0 { copies } else { 1 }]);
+            items.splice(at..at, vec![other; if rng.next_u32().is_multiple_of(4) { copies } else { 1 }]);
         }
         (2, Value::Object(items)) => {
             let key = items.keys().nth(below(rng, items.len().max(1))).cloned();
@@ -173,7 +173,7 @@ fn change(value: &mut Value, other: Value, rng: &mut Mt) {
         }
         (_, Value::Object(items)) => {
             let key = items.keys().nth(below(rng, items.len().max(1))).cloned().unwrap_or_default();
-            items.insert(if rng.next_u32() % 2 == 0 { key } else { format!("{key}1") }, other);
+            items.insert(if rng.next_u32().is_multiple_of(2) { key } else { format!("{key}1") }, other);
         }
         (2, Value::Number(number)) => {
             let step = [-1, 1, 4, -4][below(rng, 4)];
@@ -190,7 +190,7 @@ fn change(value: &mut Value, other: Value, rng: &mut Mt) {
 fn interesting(rng: &mut Mt) -> Value {
     match below(rng, 8) {
         0 => Value::Null,
-        1 => json!(rng.next_u32() % 2 == 0),
+        1 => json!(rng.next_u32().is_multiple_of(2)),
         2 => json!([]),
         3 => json!({}),
         4 => json!([-1.0, 0.5, -0.0, 1e-320, 1e308, f64::MIN][below(rng, 6)]),
@@ -214,7 +214,7 @@ fn other_program(pickle: &[u8], rng: &mut Mt) -> Vec<u8> {
             }
             _ => {
                 let instruction = INSTRUCTIONS[below(rng, INSTRUCTIONS.len())];
-                let copies = if rng.next_u32() % 8 == 0 { 1 + below(rng, MOST_COPIES as usize) } else { 1 };
+                let copies = if rng.next_u32().is_multiple_of(8) { 1 + below(rng, MOST_COPIES as usize) } else { 1 };
                 program.splice(at..at, instruction.repeat(copies));
             }
         }

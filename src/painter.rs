@@ -93,6 +93,10 @@ impl Painter {
     /// The content's soft edges, as the ControlNet sees them.
     fn control(&self, order: &Order, content: Option<&Frame>) -> Result<Option<Control>> {
         match (&self.controlnet, content) {
+            (Some(_), Some(_)) if order.control_scale != 0.0 && self.bundle.foreign_control().is_some() => {
+                let what = "the model's ControlNet does not read soft edges; paint with --control-scale 0";
+                Err(Error::Usage(what.into()))
+            }
             (Some(net), Some(frame)) if order.control_scale != 0.0 => {
                 Ok(Some(Control { hint: net.hint(&soft_edges(frame)?)?, scale: order.control_scale }))
             }

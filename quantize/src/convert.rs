@@ -120,8 +120,9 @@ fn peak_resident_bytes() -> Option<u64> {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let manifest = &self.manifest;
+        let width = manifest.files.keys().map(String::len).max().unwrap_or(0);
         for (name, entry) in &manifest.files {
-            writeln!(f, "{name:<26} {:>9.1} MB", entry.bytes as f64 / 1e6)?;
+            writeln!(f, "{name:<width$} {:>9.1} MB", entry.bytes as f64 / 1e6)?;
         }
         let networks =
             [Some(("unet", &manifest.unet.layers)), manifest.controlnet.as_ref().map(|n| ("controlnet", &n.layers))];

@@ -94,7 +94,7 @@ fn run_report(report: &Report) -> Result<()> {
     }
     match findings.over_budget.is_empty() {
         true => Ok(()),
-        false => Err(Error::Model { folder: report.bundle.clone(), problems: findings.over_budget }),
+        false => Err(Error::file(&report.bundle, format!("over budget:\n  {}", findings.over_budget.join("\n  ")))),
     }
 }
 

@@ -17,14 +17,15 @@ const PROMPTS: [&str; 4] = [
     "a drawing of a boat on the sea",
 ];
 
-/// A short painting. Every second one of a model with a ControlNet paints a picture, the first included, so that a single
-/// one shows all networks at work; the others begin from noise alone.
+/// A short painting. Every second one of a model with a ControlNet of soft edges paints a picture, the first included, so
+/// that a single one shows all networks at work; the others begin from noise alone.
 ///
 /// # Errors
 /// If the guidance cannot be had, which would be a mistake here.
 pub fn order(bundle: &Bundle, seed: usize, steps: usize, guidance: f64) -> Result<Order> {
     let size = trial_size(bundle);
-    let content = match bundle.controlnet.is_some() && seed.is_multiple_of(2) {
+    let controlled = bundle.controlnet.is_some() && bundle.foreign_control().is_none();
+    let content = match controlled && seed.is_multiple_of(2) {
         true => Some(scene(size.0, size.1, seed)?),
         false => None,
     };

@@ -65,6 +65,16 @@ impl fmt::Display for Target {
     }
 }
 
+impl fmt::Display for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Control::SoftEdge => "soft-edge",
+            Control::Depth => "depth",
+            Control::Canny => "canny",
+        })
+    }
+}
+
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -11,7 +11,7 @@ pub mod write;
 
 use crate::{Error, Result};
 use config::{ControlNetConfig, ModelIndex, TextConfig, UnetConfig, VaeConfig};
-use manifest::Manifest;
+use manifest::{Control, Manifest};
 use pleinair_cpu::isa::{self, Isa};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -144,6 +144,12 @@ impl Bundle {
             "controlnet" => manifest.controlnet.as_ref().map(|net| net.parameters),
             _ => Some(manifest.text_encoder.parameters),
         }
+    }
+
+    /// What the ControlNet looks at, if that is anything but the soft edges that this program finds in a photograph. A
+    /// diffusers folder does not say; its ControlNet is taken for one of soft edges.
+    pub fn foreign_control(&self) -> Option<Control> {
+        self.manifest.as_ref()?.control.filter(|control| *control != Control::SoftEdge)
     }
 
     /// The folder it was opened from.

@@ -139,9 +139,16 @@ pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interr
     interrupt.check()?;
 
     let mut order = arguments.order(prompt, content, &painter, progress)?;
-    if order.content.is_some() && order.control_scale != 0.0 && painter.bundle().controlnet.is_none() {
-        progress.note("this model has no ControlNet; the photograph's edges do not count");
-        order.control_scale = 0.0;
+    if order.content.is_some() && order.control_scale != 0.0 {
+        let bundle = painter.bundle();
+        if let Some(control) = bundle.foreign_control() {
+            let cannot = "this program cannot make of photographs yet; it is left out";
+            progress.note(&format!("this model's ControlNet reads {control} pictures, which {cannot}"));
+            order.control_scale = 0.0;
+        } else if bundle.controlnet.is_none() {
+            progress.note("this model has no ControlNet; the photograph's edges do not count");
+            order.control_scale = 0.0;
+        }
     }
     order.notes(painter.tokenizer())?.iter().for_each(|note| progress.note(note));
     let base = painter.text_encoder().base()?;

@@ -67,6 +67,16 @@ fn every_command_refuses_a_tampered_bundle_by_the_files_name() {
     studio.done(&DOCTOR);
 }
 
+#[test]
+fn a_controlnet_of_depth_is_left_out_and_said_so() {
+    let studio = Studio::new();
+    bundle_in(&studio);
+    let manifest = String::from_utf8(studio.read("bundle/bundle.json")).unwrap();
+    studio.write("bundle/bundle.json", manifest.replace("\"soft-edge\"", "\"depth\""));
+    let run = studio.done(&with(&PAINT_BUNDLE, &["--content", PHOTO]));
+    run.says(&["ControlNet reads depth pictures", "left out"]);
+}
+
 /// A style is of a text encoder, which a bundle and its model share.
 #[test]
 fn a_style_learned_from_the_folder_paints_with_the_bundle() {

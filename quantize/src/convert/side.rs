@@ -16,6 +16,10 @@ impl Convert {
     /// The kind of the source's VAE.
     pub(super) fn vae_kind(&self, source: &Source) -> Result<VaeKind> {
         match source.config(Part::Vae) {
+            Some(_) if !source.has(Part::Vae) => {
+                let what = "has its VAE as ONNX only; name its weights with --vae";
+                Err(Error::file(&self.from, what))
+            }
             Some(config) => VaeKind::from_json(config).map_err(|error| in_folder(error, &self.from)),
             None => Err(Error::file(&self.from, "has no VAE; name one with --vae")),
         }

@@ -130,8 +130,7 @@ impl Inspection {
             self.notes.extend(text.iter().map(|text| format!("{what}: {text}")));
         }
         if let Some(control) = manifest.control {
-            let control = serde_json::to_value(control).expect("a word can be written as JSON");
-            self.notes.push(format!("the ControlNet reads {} pictures", control.as_str().unwrap_or_default()));
+            self.notes.push(format!("the ControlNet reads {control} pictures"));
         }
         if let Some(quality) = &manifest.quality {
             let worst = |key: &str| quality[key].as_f64().map_or("equal".to_owned(), |db| format!("{db:.1} dB"));

@@ -190,7 +190,7 @@ fn report_tells_what_was_lost_and_fails_over_a_budget() {
 
     let run = with(&["--json", "--max-psnr-loss=-9", "--min-psnr", "200", "--min-layer-snr", "35"]);
     let layers_below = layers.iter().filter(|layer| layer["snr"].as_f64().is_some_and(|snr| snr < 35.0)).count();
-    run.ended(1, &["repaintings lose", "denoised latents agree"]);
+    run.ended(1, &["bundle: over budget:", "repaintings lose", "denoised latents agree"]);
     assert_eq!(run.json()["over_budget"].as_array().unwrap().len(), 2 + layers_below);
     for (budget, words) in [
         ("--max-psnr-loss=-9", "repaintings lose"),

@@ -3,8 +3,10 @@
 use super::*;
 use candle_core::Tensor;
 use pleinair::canvas::psnr;
+use pleinair::painter::Order;
 use pleinair::sampler::TorchRng;
 use pleinair::style::Style;
+use pleinair_quantize::trial;
 
 fn tiny_vae() -> PathBuf {
     repository().join("tests/fixtures/tiny-vae")
@@ -76,6 +78,32 @@ fn side_models_of_the_wrong_kind_are_refused() {
     // a VAE of another factor
     let atelier = atelier();
     studio.refuses(&tiny(), "int8", &["--vae", atelier.to_str().unwrap()], &["1/4", "1/8"]);
+}
+
+#[test]
+fn a_vae_of_onnx_alone_is_told_what_is_missing() {
+    let studio = Studio::new();
+    let model = studio.copy(&tiny(), "model");
+    std::fs::remove_file(model.join("vae/diffusion_pytorch_model.safetensors")).unwrap();
+    studio.refuses(&model, "int8", &[], &["VAE as ONNX only", "--vae"]);
+    let vae = tiny().join("vae");
+    let bundle = studio.convert(&model, "int8", &["--vae", vae.to_str().unwrap()], "bundle");
+    assert!(contents(&bundle) == contents(&studio.convert(&tiny(), "int8", &[], "own")));
+}
+
+/// A ControlNet of depth or of Canny's edges never sees soft edges for want of its own pictures.
+#[test]
+fn a_controlnet_that_reads_other_pictures_is_not_fed_soft_edges() {
+    let studio = Studio::new();
+    let painter = open(&studio.convert(&tiny(), "int8", &["--control", "depth"], "bundle"));
+    let [soft, depth] = [open(&tiny()), painter];
+    let photograph = trial::order(soft.bundle(), 0, 2, 2.0).unwrap();
+    assert!(photograph.content.is_some() && trial::order(depth.bundle(), 0, 2, 2.0).unwrap().content.is_none());
+    let error = depth.paint(&photograph, &mut |_| Ok(())).unwrap_err();
+    assert!(matches!(&error, Error::Usage(text) if text.contains("--control-scale 0")), "{error}");
+    depth.paint(&Order { control_scale: 0.0, ..photograph }, &mut |_| Ok(())).unwrap();
+    let inspected = studio.run(&["inspect", "bundle"]).stdout;
+    assert!(inspected.contains("the ControlNet reads depth pictures"), "{inspected}");
 }
 
 /// Another ControlNet and another VAE take the place of the model's own; the rest stays as it was.

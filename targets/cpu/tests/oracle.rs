@@ -523,8 +523,14 @@ fn group_norm() {
     for ((batch, pixels, channels, groups), silu) in sizes.into_iter().flat_map(|s| [(s, false), (s, true)]) {
         let what = format!("group norm {batch} x {pixels} x {channels} in {groups}, SiLU {silu}");
         let (weight, bias) = (frozen(1, &[channels]), frozen(2, &[channels]));
-        let op =
-            GroupNorm { weight: weight.as_tensor().clone(), bias: bias.as_tensor().clone(), groups, eps: 1e-5, silu };
+        let op = GroupNorm {
+            weight: weight.as_tensor().clone(),
+            bias: bias.as_tensor().clone(),
+            groups,
+            eps: 1e-5,
+            silu,
+            isa: isa::best(),
+        };
         let norm = Norm { weight: &wide(&flat(&weight)), bias: &wide(&flat(&bias)), eps: 1e-5 };
         let shape = [batch, pixels, channels];
         // groups whose mean is not zero, as a network's are
@@ -541,7 +547,14 @@ fn group_norm() {
 #[test]
 fn group_norm_far_below_zero() {
     let ones = tensor(&[1.0; 4], &[4]);
-    let op = GroupNorm { weight: ones.clone(), bias: (&ones * -200.0).unwrap(), groups: 1, eps: 1e-5, silu: true };
+    let op = GroupNorm {
+        weight: ones.clone(),
+        bias: (&ones * -200.0).unwrap(),
+        groups: 1,
+        eps: 1e-5,
+        silu: true,
+        isa: isa::best(),
+    };
     let x = Var::from_tensor(&tensor(&numbers(3, 8), &[1, 2, 4])).unwrap();
     let y = apply(&x, &op);
     assert!(flat(&y).iter().all(|&y| y == 0.0), "{y}");
@@ -556,7 +569,12 @@ fn layer_norm() {
         let what = format!("layer norm {shape:?}");
         let channels = *shape.last().unwrap();
         let (weight, bias) = (frozen(1, &[channels]), frozen(2, &[channels]));
-        let op = LayerNorm { weight: weight.as_tensor().clone(), bias: bias.as_tensor().clone(), eps: 1e-5 };
+        let op = LayerNorm {
+            weight: weight.as_tensor().clone(),
+            bias: bias.as_tensor().clone(),
+            eps: 1e-5,
+            isa: isa::best(),
+        };
         let norm = Norm { weight: &wide(&flat(&weight)), bias: &wide(&flat(&bias)), eps: 1e-5 };
         let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x + 0.5).collect();
         assert_near(&what, &apply(&view(&x, shape), &op), &norm.layer(&wide(&x)));
@@ -643,7 +661,8 @@ fn attention_with_huge_scores() {
     let huge = |x: &[f32]| x.iter().map(|x| 100.0 * x).collect::<Vec<_>>();
     let a = Heads { batch: 1, queries: 5, keys: 5, channels: 8, heads: 1, causal: false };
     let (q, kv) = (huge(&q), huge(&kv));
-    let y = tensor(&q, &[1, 5, 8]).apply_op2(&tensor(&kv, &[1, 5, 16]), Attention { heads: 1, causal: false, isa: isa::best() });
+    let y = tensor(&q, &[1, 5, 8])
+        .apply_op2(&tensor(&kv, &[1, 5, 16]), Attention { heads: 1, causal: false, isa: isa::best() });
     assert_near("attention with huge scores", &y.unwrap(), &definition::attention(&wide(&q), &wide(&kv), a));
 }
 
@@ -655,10 +674,10 @@ fn geglu() {
         let c = shape.last().unwrap() / 2;
         // out to where the gate is shut or wide open
         let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 8.0 * x).collect();
-        let y = apply(&view(&x, shape), &Geglu);
+        let y = apply(&view(&x, shape), &Geglu { isa: isa::best() });
         assert_eq!(y.dims(), [&shape[..shape.len() - 1], &[c]].concat());
         assert_near(&what, &y, &definition::geglu(&wide(&x), c));
-        let run = |x: &[Tensor]| apply(&x[0], &Geglu);
+        let run = |x: &[Tensor]| apply(&x[0], &Geglu { isa: isa::best() });
         assert_gradients(&what, &[(x, shape)], run, |x| definition::geglu(&x[0], c), 16, &[]);
     }
 }
@@ -668,8 +687,9 @@ fn bad_input_is_an_error() {
     let zeros = |shape: &[usize]| tensor(&vec![0.0; shape.iter().product()], shape);
     let linear = Linear { weight: stored(vec![0.0; 12], 4), bias: None };
     let conv = Conv3x3 { weight: stored(vec![0.0; 4 * 27], 4), bias: zeros(&[4]), height: 2, width: 3, stride: 1 };
-    let group = |groups| GroupNorm { weight: zeros(&[4]), bias: zeros(&[4]), groups, eps: 1e-5, silu: false };
-    let layer = LayerNorm { weight: zeros(&[4]), bias: zeros(&[4]), eps: 1e-5 };
+    let group =
+        |groups| GroupNorm { weight: zeros(&[4]), bias: zeros(&[4]), groups, eps: 1e-5, silu: false, isa: isa::best() };
+    let layer = LayerNorm { weight: zeros(&[4]), bias: zeros(&[4]), eps: 1e-5, isa: isa::best() };
 
     let x = zeros(&[1, 6, 3]);
     assert!(x.apply_op1(linear.clone()).is_ok() && x.apply_op1(conv.clone()).is_ok());
@@ -684,9 +704,11 @@ fn bad_input_is_an_error() {
     assert!(zeros(&[1, 6, 4]).apply_op1(group(3)).is_err(), "4 channels in 3 groups");
     assert!(zeros(&[1, 6, 4]).apply_op1(group(0)).is_err(), "no groups");
     assert!(zeros(&[1, 6, 3]).apply_op1(layer).is_err(), "3 channels for 4");
-    assert!(zeros(&[1, 6, 3]).apply_op1(Geglu).is_err(), "odd");
+    assert!(zeros(&[1, 6, 3]).apply_op1(Geglu { isa: isa::best() }).is_err(), "odd");
 
-    let attend = |q: &[usize], kv: &[usize], heads, causal| zeros(q).apply_op2(&zeros(kv), Attention { heads, causal, isa: isa::best() });
+    let attend = |q: &[usize], kv: &[usize], heads, causal| {
+        zeros(q).apply_op2(&zeros(kv), Attention { heads, causal, isa: isa::best() })
+    };
     assert!(attend(&[1, 6, 4], &[1, 6, 8], 2, true).is_ok());
     assert!(attend(&[1, 6, 4], &[1, 6, 8], 3, false).is_err(), "4 channels in 3 heads");
     assert!(attend(&[1, 6, 4], &[1, 6, 8], 0, false).is_err(), "no heads");
@@ -695,7 +717,10 @@ fn bad_input_is_an_error() {
     assert!(attend(&[1, 6, 4], &[1, 7, 8], 2, true).is_err(), "causal, 6 to 7");
     assert!(attend(&[1, 6, 4], &[1, 0, 8], 2, false).is_err(), "nothing to attend to");
     let strided = zeros(&[1, 4, 6]).transpose(1, 2).unwrap();
-    assert!(strided.apply_op2(&zeros(&[1, 6, 8]), Attention { heads: 2, causal: false, isa: isa::best() }).is_err(), "strided rows");
+    assert!(
+        strided.apply_op2(&zeros(&[1, 6, 8]), Attention { heads: 2, causal: false, isa: isa::best() }).is_err(),
+        "strided rows"
+    );
 }
 
 #[test]

@@ -5,8 +5,13 @@ use super::Floats;
 use std::f32::consts::LOG2_E;
 
 /// `e^f = 1 + f + f^2 (E[0] + E[1] f + ...)` for |f| <= ln(2) / 2, relative error 9.5e-9.
-const E: [f64; 5] =
-    [0.499_999_995_515_163_1, 0.166_665_771_411_979_5, 0.041_666_853_720_678_5, 0.008_363_170_211_472_3, 0.001_390_129_713_484_43];
+const E: [f64; 5] = [
+    0.499_999_995_515_163_1,
+    0.166_665_771_411_979_5,
+    0.041_666_853_720_678_5,
+    0.008_363_170_211_472_3,
+    0.001_390_129_713_484_43,
+];
 
 /// Below 2^-126 there are no normal numbers; results are zero there.
 const LEAST_EXPONENT: f32 = -126.0;
@@ -84,4 +89,3 @@ pub(crate) fn normal_cdf<F: Floats>(f: F, x: F::Vector, shape: F::Vector) -> F::
     let outer = f.if_less(x, zero, tail, f.sub(one, tail));
     f.if_less(t, one, inner, outer)
 }
-

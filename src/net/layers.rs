@@ -135,7 +135,7 @@ pub(super) struct GroupNorm(cpu::GroupNorm);
 impl GroupNorm {
     pub(super) fn load(names: &Names, channels: usize, groups: usize, eps: f64, silu: bool) -> Result<Self> {
         let (weight, bias) = (names.get("weight", channels)?, names.get("bias", channels)?);
-        Ok(GroupNorm(cpu::GroupNorm { weight, bias, groups, eps, silu }))
+        Ok(GroupNorm(cpu::GroupNorm { weight, bias, groups, eps, silu, isa: names.isa() }))
     }
 
     pub(super) fn forward(&self, map: &FeatureMap) -> Result<FeatureMap> {
@@ -153,7 +153,7 @@ pub(super) struct LayerNorm(cpu::LayerNorm);
 impl LayerNorm {
     pub(super) fn load(names: &Names, channels: usize, eps: f64) -> Result<Self> {
         let (weight, bias) = (names.get("weight", channels)?, names.get("bias", channels)?);
-        Ok(LayerNorm(cpu::LayerNorm { weight, bias, eps }))
+        Ok(LayerNorm(cpu::LayerNorm { weight, bias, eps, isa: names.isa() }))
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -164,20 +164,37 @@ impl LayerNorm {
     }
 }
 
-/// `q: [B, N, C]`, `kv: [B, M, 2C]` to `[B, N, C]`.
-pub(super) fn attention(q: &Tensor, kv: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    let op = cpu::Attention { heads, causal };
-    match on_cpu(q) {
-        true => Ok(q.apply_op2(kv, op)?),
-        false => portable::attention(q, kv, op),
+/// Attention of queries `q: [B, N, C]` to keys and values `kv: [B, M, 2C]`, giving `[B, N, C]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attention(cpu::Attention);
+
+impl Attention {
+    pub(super) fn new(names: &Names, heads: usize, causal: bool) -> Self {
+        Attention(cpu::Attention { heads, causal, isa: names.isa() })
+    }
+
+    pub(super) fn forward(&self, q: &Tensor, kv: &Tensor) -> Result<Tensor> {
+        match on_cpu(q) {
+            true => Ok(q.apply_op2(kv, self.0)?),
+            false => portable::attention(q, kv, self.0),
+        }
     }
 }
 
 /// `[.., 2C]` to `[.., C]`.
-pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
-    match on_cpu(x) {
-        true => Ok(x.apply_op1(cpu::Geglu)?),
-        false => portable::geglu(x),
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Geglu(cpu::Geglu);
+
+impl Geglu {
+    pub(super) fn new(names: &Names) -> Self {
+        Geglu(cpu::Geglu { isa: names.isa() })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match on_cpu(x) {
+            true => Ok(x.apply_op1(self.0)?),
+            false => portable::geglu(x),
+        }
     }
 }
 

@@ -301,7 +301,14 @@ mod tests {
             let (w, bt) = (weight.as_tensor().clone(), bias.as_tensor().clone());
             let x = numbers(3.0, 2.0, &[b, n, c]);
             for silu in [false, true] {
-                let op = cpu::GroupNorm { weight: w.clone(), bias: bt.clone(), groups, eps: 1e-5, silu };
+                let op = cpu::GroupNorm {
+                    weight: w.clone(),
+                    bias: bt.clone(),
+                    groups,
+                    eps: 1e-5,
+                    silu,
+                    isa: cpu::isa::best(),
+                };
                 compare(
                     &format!("group norm {b} x {n} x {c} in {groups}, SiLU {silu}"),
                     &[&x],
@@ -312,7 +319,7 @@ mod tests {
                     2 * n * c / groups + 24,
                 );
             }
-            let op = cpu::LayerNorm { weight: w, bias: bt, eps: 1e-5 };
+            let op = cpu::LayerNorm { weight: w, bias: bt, eps: 1e-5, isa: cpu::isa::best() };
             compare(
                 &format!("layer norm {b} x {n} x {c}"),
                 &[&x],
@@ -329,7 +336,14 @@ mod tests {
     fn group_norm_far_below_zero() {
         let (ones, low) =
             (Tensor::ones(4, DType::F32, &Device::Cpu).unwrap(), Tensor::new(&[-200f32; 4], &Device::Cpu));
-        let op = cpu::GroupNorm { weight: ones, bias: low.unwrap(), groups: 1, eps: 1e-5, silu: true };
+        let op = cpu::GroupNorm {
+            weight: ones,
+            bias: low.unwrap(),
+            groups: 1,
+            eps: 1e-5,
+            silu: true,
+            isa: cpu::isa::best(),
+        };
         let x = numbers(3.0, 1.0, &[1, 2, 4]);
         let y = group_norm(&x, &op).unwrap();
         let gradient = y.backward().unwrap().remove(&x).unwrap();
@@ -342,7 +356,7 @@ mod tests {
             [(1, 1, 1, 1, 1), (2, 1, 7, 8, 2), (3, 63, 63, 3, 3), (1, 65, 65, 40, 5), (2, 65, 7, 8, 1)]
         {
             for causal in if n == m { vec![false, true] } else { vec![false] } {
-                let op = cpu::Attention { heads, causal };
+                let op = cpu::Attention { heads, causal, isa: cpu::isa::best() };
                 let what = format!("attention {b} x {n} to {m}, {c} in {heads} heads, causal {causal}");
                 let roundings = 3 * m + n + 4 * c / heads + 24;
                 compare(
@@ -377,7 +391,7 @@ mod tests {
                 &[&numbers(3.0, size, shape)],
                 &[],
                 &|x| geglu(&x[0]).unwrap(),
-                &|x| x[0].apply_op1(cpu::Geglu).unwrap(),
+                &|x| x[0].apply_op1(cpu::Geglu { isa: cpu::isa::best() }).unwrap(),
                 // stock candle's slope has the factor 0.398942, short of 1 / sqrt(2 pi) by 7e-7 of it
                 24,
             );

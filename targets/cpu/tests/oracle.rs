@@ -300,6 +300,17 @@ fn frozen(seed: u64, shape: &[usize]) -> Var {
     Var::from_tensor(&tensor(&numbers(seed, shape.iter().product()), shape)).unwrap()
 }
 
+/// Every instruction set of this machine; prints which ran and which could not.
+fn isas() -> Vec<Isa> {
+    let of = |(name, isa): (&'static str, Option<Isa>)| {
+        println!("{name}: {}", if isa.is_some() { "ran" } else { "skipped, this CPU lacks it" });
+        isa
+    };
+    let isas: Vec<_> = isa::found().into_iter().filter_map(of).collect();
+    assert!(isas.contains(&isa::best()), "the fastest may not be skipped");
+    isas
+}
+
 fn apply(x: &Tensor, op: &(impl CustomOp1 + Clone + Send + Sync + 'static)) -> Tensor {
     x.apply_op1(op.clone()).unwrap()
 }
@@ -369,7 +380,7 @@ fn stored_weights_mean_what_their_parts_say() {
 /// times its weight. A step is 1/127 of the largest input of its row or, for a convolution, of its picture.
 #[test]
 fn int8_inputs_cost_half_a_step_each() {
-    let isas: Vec<Isa> = isa::found().into_iter().filter_map(|(_, isa)| isa).collect();
+    let isas = isas();
     // (rows or pixels of a row, inputs, outputs)
     for (n, cin, cout) in [(1, 1, 1), (5, 40, 17), (4, 64, 33)] {
         let (x, bias) = (numbers(3, n * n * cin), numbers(2, cout));
@@ -535,7 +546,14 @@ fn group_norm() {
         let shape = [batch, pixels, channels];
         // groups whose mean is not zero, as a network's are
         let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x + 0.5).collect();
-        assert_near(&what, &apply(&view(&x, &shape), &op), &norm.group(&wide(&x), pixels, groups, silu));
+        let far: Vec<_> = x.iter().map(|x| x + 1000.0).collect();
+        for isa in isas() {
+            let op = GroupNorm { isa, ..op.clone() };
+            let what = format!("{what}, {isa}");
+            assert_near(&what, &apply(&view(&x, &shape), &op), &norm.group(&wide(&x), pixels, groups, silu));
+            let what = format!("{what}, far from zero");
+            assert_near(&what, &apply(&view(&far, &shape), &op), &norm.group(&wide(&far), pixels, groups, silu));
+        }
         // sums are in f64; the SiLU's argument is off by 6 roundings of values up to about 4, its slope half as much
         let run = |x: &[Tensor]| apply(&x[0], &op);
         let definition = |x: &[Vec<f64>]| norm.group(&x[0], pixels, groups, silu);
@@ -577,7 +595,14 @@ fn layer_norm() {
         };
         let norm = Norm { weight: &wide(&flat(&weight)), bias: &wide(&flat(&bias)), eps: 1e-5 };
         let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x + 0.5).collect();
-        assert_near(&what, &apply(&view(&x, shape), &op), &norm.layer(&wide(&x)));
+        let far: Vec<_> = x.iter().map(|x| x + 1000.0).collect();
+        for isa in isas() {
+            let op = LayerNorm { isa, ..op.clone() };
+            let what = format!("{what}, {isa}");
+            assert_near(&what, &apply(&view(&x, shape), &op), &norm.layer(&wide(&x)));
+            let what = format!("{what}, far from zero");
+            assert_near(&what, &apply(&view(&far, shape), &op), &norm.layer(&wide(&far)));
+        }
         // two f32 sums over the channels, each followed by a few products
         let run = |x: &[Tensor]| apply(&x[0], &op);
         let definition = |x: &[Vec<f64>]| norm.layer(&x[0]);
@@ -585,8 +610,9 @@ fn layer_norm() {
     }
 }
 
-/// Sizes around the block of 64 queries: (batch, queries, keys, channels, heads).
-const ATTENTIONS: [(usize, usize, usize, usize, usize); 10] = [
+/// Sizes around the backward's block of 64 queries, the forward's of 48, 24, 12 and 8, its blocks of 128 keys and its tiles
+/// of 8 and 4 keys and channels: (batch, queries, keys, channels, heads).
+const ATTENTIONS: [(usize, usize, usize, usize, usize); 20] = [
     (1, 1, 1, 1, 1),
     (2, 1, 77, 8, 2),
     (3, 63, 63, 3, 3),
@@ -597,6 +623,16 @@ const ATTENTIONS: [(usize, usize, usize, usize, usize); 10] = [
     (1, 130, 130, 8, 2),
     (2, 130, 77, 40, 4),
     (1, 130, 1, 3, 1),
+    (1, 8, 9, 16, 1),
+    (1, 9, 3, 24, 1),
+    (2, 12, 8, 9, 1),
+    (1, 13, 127, 14, 2),
+    (1, 23, 128, 40, 1),
+    (1, 25, 129, 48, 2),
+    (1, 47, 136, 160, 1),
+    (1, 49, 257, 80, 1),
+    (1, 96, 96, 64, 2),
+    (1, 193, 193, 40, 1),
 ];
 
 /// A score's sum, the softmax's two sums and those of three products, each of them with the factors around it.
@@ -616,12 +652,18 @@ fn attention_to_a_text() {
             // wide enough apart that some probabilities are near 1 and others near 0
             let q: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 3.0 * x).collect();
             let kv = numbers(4, kv_shape.iter().product());
-            let y = view(&q, &shape).apply_op2(&view(&kv, &kv_shape), op).unwrap();
-            assert_eq!(y.dims(), shape);
-            assert_near(&what, &y, &definition::attention(&wide(&q), &wide(&kv), a));
+            let exact = definition::attention(&wide(&q), &wide(&kv), a);
+            for isa in isas() {
+                let y = view(&q, &shape).apply_op2(&view(&kv, &kv_shape), Attention { isa, ..op }).unwrap();
+                assert_eq!(y.dims(), shape);
+                assert_near(&format!("{what}, {isa}"), &y, &exact);
+            }
             let run = |x: &[Tensor]| x[0].apply_op2(&x[1], op).unwrap();
             let definition = |x: &[Vec<f64>]| definition::attention(&x[0], &x[1], a);
             let inputs: [(_, &[usize]); 2] = [(q, &shape), (kv, &kv_shape)];
+            if batch * queries * keys * channels > 600_000 {
+                continue;
+            }
             assert_gradients(&what, &inputs, run, definition, attention_roundings(a), &[]);
         }
     }
@@ -635,7 +677,7 @@ fn attention_to_itself() {
             let a = Heads { batch, queries: n, keys: n, channels, heads, causal };
             let what = format!("self-attention {batch} x {n}, {channels} in {heads} heads, causal {causal}");
             let op = Attention { heads, causal, isa: isa::best() };
-            let run = |qkv: &Tensor| {
+            let run = |qkv: &Tensor, op: Attention| {
                 let q = qkv.narrow(2, 0, channels).unwrap();
                 q.apply_op2(&qkv.narrow(2, channels, 2 * channels).unwrap(), op).unwrap()
             };
@@ -647,9 +689,13 @@ fn attention_to_itself() {
             };
             let shape = [batch, n, 3 * channels];
             let qkv: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x).collect();
-            assert_near(&what, &run(&view(&qkv, &shape)), &definition(&wide(&qkv)));
+            let exact = definition(&wide(&qkv));
+            for isa in isas() {
+                let y = run(&view(&qkv, &shape), Attention { isa, ..op });
+                assert_near(&format!("{what}, {isa}"), &y, &exact);
+            }
             let inputs: [(_, &[usize]); 1] = [(qkv, &shape)];
-            assert_gradients(&what, &inputs, |x| run(&x[0]), |x| definition(&x[0]), attention_roundings(a), &[]);
+            assert_gradients(&what, &inputs, |x| run(&x[0], op), |x| definition(&x[0]), attention_roundings(a), &[]);
         }
     }
 }
@@ -661,9 +707,12 @@ fn attention_with_huge_scores() {
     let huge = |x: &[f32]| x.iter().map(|x| 100.0 * x).collect::<Vec<_>>();
     let a = Heads { batch: 1, queries: 5, keys: 5, channels: 8, heads: 1, causal: false };
     let (q, kv) = (huge(&q), huge(&kv));
-    let y = tensor(&q, &[1, 5, 8])
-        .apply_op2(&tensor(&kv, &[1, 5, 16]), Attention { heads: 1, causal: false, isa: isa::best() });
-    assert_near("attention with huge scores", &y.unwrap(), &definition::attention(&wide(&q), &wide(&kv), a));
+    for isa in isas() {
+        let op = Attention { heads: 1, causal: false, isa };
+        let y = tensor(&q, &[1, 5, 8]).apply_op2(&tensor(&kv, &[1, 5, 16]), op).unwrap();
+        let what = format!("attention with huge scores, {isa}");
+        assert_near(&what, &y, &definition::attention(&wide(&q), &wide(&kv), a));
+    }
 }
 
 #[test]
@@ -674,11 +723,14 @@ fn geglu() {
         let c = shape.last().unwrap() / 2;
         // out to where the gate is shut or wide open
         let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 8.0 * x).collect();
-        let y = apply(&view(&x, shape), &Geglu { isa: isa::best() });
-        assert_eq!(y.dims(), [&shape[..shape.len() - 1], &[c]].concat());
-        assert_near(&what, &y, &definition::geglu(&wide(&x), c));
-        let run = |x: &[Tensor]| apply(&x[0], &Geglu { isa: isa::best() });
-        assert_gradients(&what, &[(x, shape)], run, |x| definition::geglu(&x[0], c), 16, &[]);
+        for isa in isas() {
+            let (what, op) = (format!("{what}, {isa}"), Geglu { isa });
+            let y = apply(&view(&x, shape), &op);
+            assert_eq!(y.dims(), [&shape[..shape.len() - 1], &[c]].concat());
+            assert_near(&what, &y, &definition::geglu(&wide(&x), c));
+            let run = |x: &[Tensor]| apply(&x[0], &op);
+            assert_gradients(&what, &[(x.clone(), shape)], run, |x| definition::geglu(&x[0], c), 16, &[]);
+        }
     }
 }
 

@@ -126,8 +126,17 @@ fn spread(grad: &Tensor, h: usize, w: usize, stride: usize) -> candle_core::Resu
     wide.narrow(1, 0, h)?.narrow(2, 0, w)?.contiguous()?.reshape((b, h * w, c))
 }
 
+/// Every pixel of `x: [B, h*w, C]` `repeat` times in both directions.
+fn repeated(x: &Tensor, h: usize, w: usize, repeat: usize) -> candle_core::Result<Tensor> {
+    let (b, _, c) = x.dims3()?;
+    let x = x.reshape((b, h, 1, w, 1, c))?.broadcast_as((b, h, repeat, w, repeat, c))?;
+    x.contiguous()?.reshape((b, h * repeat * w * repeat, c))
+}
+
 pub(super) fn conv3x3(x: &Tensor, layer: cpu::Conv3x3) -> Result<Tensor> {
-    let (h, w, stride, cin) = (layer.height, layer.width, layer.stride, layer.weight.inputs() / 9);
+    let (stride, repeat, cin) = (layer.stride, layer.repeat, layer.weight.inputs() / 9);
+    let x = &if repeat == 1 { x.clone() } else { repeated(x, layer.height, layer.width, repeat)? };
+    let (h, w) = (layer.height * repeat, layer.width * repeat);
     let weight = in_f32(&layer.weight, x.device())?;
     let tap = |k: usize| weight.narrow(1, k * cin, cin)?.t()?.contiguous();
     let y = shifted_products(&x.detach(), tap, h, w, stride)?.broadcast_add(&layer.bias)?;
@@ -278,18 +287,20 @@ mod tests {
     fn convolutions_agree() {
         let sizes =
             [(1, 1, 1, 1, 1), (2, 2, 3, 3, 8), (1, 5, 4, 8, 3), (3, 4, 6, 3, 1), (1, 17, 16, 3, 4), (1, 3, 3, 65, 8)];
-        for ((b, h, w, cin, cout), stride) in sizes.into_iter().flat_map(|s| [(s, 1), (s, 2)]) {
+        let cases = sizes.into_iter().flat_map(|s| [(s, 1, 1), (s, 1, 2), (s, 2, 1)]);
+        for ((b, h, w, cin, cout), repeat, stride) in cases {
             let (weight, bias) = (numbers(1.0, 1.0, &[cout, cin, 3, 3]), numbers(2.0, 1.0, &[cout]));
             let rows = cpu::channels_last(&flat(&weight), cin);
             let bias_tensor = bias.as_tensor().clone();
-            let op = cpu::Conv3x3 { weight: stored(rows, cout), bias: bias_tensor, height: h, width: w, stride };
+            let weight_rows = stored(rows, cout);
+            let op = cpu::Conv3x3 { weight: weight_rows, bias: bias_tensor, height: h, width: w, repeat, stride };
             compare(
-                &format!("conv {b} x {h}x{w} {cin} -> {cout}, stride {stride}"),
+                &format!("conv {b} x {h}x{w} {cin} -> {cout}, repeat {repeat}, stride {stride}"),
                 &[&numbers(3.0, 1.0, &[b, h * w, cin])],
                 &[&weight, &bias],
                 &|x| conv3x3(&x[0], op.clone()).unwrap(),
                 &|x| x[0].apply_op1(op.clone()).unwrap(),
-                9 * cin.max(cout) + 4,
+                repeat * repeat * (9 * cin.max(cout) + 4),
             );
         }
     }

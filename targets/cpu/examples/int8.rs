@@ -8,7 +8,7 @@
 use candle_core::{Device, Tensor};
 use pleinair_cpu::int8::{PackedWeight, Picture, Rows, conv3x3, matmul, pack, quantize_pictures, quantize_rows};
 use pleinair_cpu::isa::{self, Isa};
-use pleinair_cpu::{Conv3x3, Kernel3x3, Linear};
+use pleinair_cpu::{Conv3x3, Linear, Values, Weight};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,18 +94,18 @@ impl Layer {
         let packed = pack::pack(&weight, outputs, inputs);
         let sums = pack::sums(&packed, outputs, inputs);
         let scale_of_each = (0..outputs).flat_map(|o| std::iter::repeat_n(scales[o], inputs));
-        let weight = Tensor::from_iter(weight.iter().zip(scale_of_each).map(|(&w, s)| w as f32 * s), &Device::Cpu)?;
+        let in_f32: Vec<f32> = weight.iter().zip(scale_of_each).map(|(&w, s)| w as f32 * s).collect();
+        let weight = Arc::new(Weight::new(outputs, inputs, Values::F32(in_f32.into()))?);
         let bias_tensor = Tensor::new(&bias[..], &Device::Cpu)?;
         let (x, op) = match shape {
             Shape::Linear { .. } => {
                 let x = Tensor::rand(-1f32, 1.0, (rows, inputs), &Device::Cpu)?;
-                (x, Op::Linear(Linear { weight: weight.reshape((outputs, inputs))?, bias: Some(bias_tensor) }))
+                (x, Op::Linear(Linear { weight, bias: Some(bias_tensor) }))
             }
             Shape::Conv { side, channels, stride, .. } => {
                 let x = Tensor::rand(-1f32, 1.0, (1, side * side, channels), &Device::Cpu)?;
-                let weight = weight.reshape((outputs, 3, 3, channels))?.permute((0, 3, 1, 2))?.contiguous()?;
-                let kernel = Arc::new(Kernel3x3::new(&weight, bias_tensor)?);
-                (x, Op::Conv(Conv3x3 { kernel, height: side, width: side, stride }))
+                let (height, width, bias) = (side, side, bias_tensor);
+                (x, Op::Conv(Conv3x3 { weight, bias, height, width, repeat: 1, stride }))
             }
         };
         let activations = x.flatten_all()?.to_vec1()?;

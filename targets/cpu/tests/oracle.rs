@@ -56,18 +56,22 @@ mod definition {
         pub cin: usize,
         pub cout: usize,
         pub stride: usize,
+        pub repeat: usize,
     }
 
     /// `weight: [out, in, 3, 3]` as in a checkpoint.
     pub fn conv(x: &[f64], p: Picture, weight: &[f64], bias: &[f64]) -> Vec<Exact> {
         let pixel = |b: usize, row: usize, col: usize, c: usize| match row >= 1 && col >= 1 {
-            true if row <= p.height && col <= p.width => x[((b * p.height + row - 1) * p.width + col - 1) * p.cin + c],
+            true if row <= p.height * p.repeat && col <= p.width * p.repeat => {
+                let (row, col) = ((row - 1) / p.repeat, (col - 1) / p.repeat);
+                x[((b * p.height + row) * p.width + col) * p.cin + c]
+            }
             _ => 0.0,
         };
         let mut y = vec![];
         for b in 0..p.batch {
-            for top in (0..p.height).step_by(p.stride) {
-                for left in (0..p.width).step_by(p.stride) {
+            for top in (0..p.height * p.repeat).step_by(p.stride) {
+                for left in (0..p.width * p.repeat).step_by(p.stride) {
                     for o in 0..p.cout {
                         let products = (0..9 * p.cin).map(|i| {
                             let (c, ky, kx) = (i / 9, i / 3 % 3, i % 3);
@@ -384,7 +388,9 @@ fn int8_inputs_cost_half_a_step_each() {
     // (rows or pixels of a row, inputs, outputs)
     for (n, cin, cout) in [(1, 1, 1), (5, 40, 17), (4, 64, 33)] {
         let (x, bias) = (numbers(3, n * n * cin), numbers(2, cout));
-        for (name, conv, columns) in [("linear", false, cin), ("conv", true, 9 * cin)] {
+        let layers = [("linear", cin, 0), ("conv", 9 * cin, 1), ("upsampling conv", 9 * cin, 2)];
+        for (name, columns, repeat) in layers {
+            let conv = repeat > 0;
             let rows = numbers(1, cout * columns);
             for (stored_as, weight) in stored_smaller(&rows, cout, cin) {
                 let (all, Values::Int8(int8)) = (weight.to_f32(), weight.values()) else { continue };
@@ -394,7 +400,7 @@ fn int8_inputs_cost_half_a_step_each() {
                 let (x, w, b) = (wide(&x), wide(&all), wide(&bias));
                 let exact = match conv {
                     true => {
-                        let p = Picture { batch: 1, height: n, width: n, cin, cout, stride: 1 };
+                        let p = Picture { batch: 1, height: n, width: n, cin, cout, stride: 1, repeat };
                         definition::conv(&x, p, &wide(&channels_first(&all, cin)), &b)
                     }
                     false => definition::linear(&x, &w, Some(&b), cin),
@@ -404,7 +410,7 @@ fn int8_inputs_cost_half_a_step_each() {
                     let bias = tensor(&bias, &[cout]);
                     let input = view(&numbers(3, n * n * cin), &[1, n * n, cin]);
                     let y = match conv {
-                        true => apply(&input, &Conv3x3 { weight, bias, height: n, width: n, stride: 1 }),
+                        true => apply(&input, &Conv3x3 { weight, bias, height: n, width: n, repeat, stride: 1 }),
                         false => apply(&input, &Linear { weight, bias: Some(bias) }),
                     };
                     for (i, (y, exact)) in flat(&y).iter().zip(&exact).enumerate() {
@@ -494,33 +500,52 @@ fn conv3x3() {
         (1, 4, 4, 1900, 1),
         (1, 17, 1, 1900, 1),
     ];
-    for ((batch, height, width, cin, cout), stride) in sizes.into_iter().flat_map(|s| [(s, 1), (s, 2)]) {
-        let p = Picture { batch, height, width, cin, cout, stride };
-        let what = format!("conv {batch} x {height}x{width} {cin} -> {cout}, stride {stride}");
+    let cases = sizes.into_iter().flat_map(|s| [(s, 1, 1), (s, 2, 1), (s, 1, 2)]);
+    for ((batch, height, width, cin, cout), stride, repeat) in cases {
+        if repeat == 2 && cin > 1000 {
+            continue;
+        }
+        let p = Picture { batch, height, width, cin, cout, stride, repeat };
+        let what = format!("conv {batch} x {height}x{width} {cin} -> {cout}, stride {stride}, repeat {repeat}");
         let (weight, bias) = (frozen(1, &[cout, cin, 3, 3]), frozen(2, &[cout]));
         let (rows, bias_tensor) = (channels_last(&flat(&weight), cin), bias.as_tensor().clone());
-        let op = Conv3x3 { weight: stored(rows.clone(), cout), bias: bias_tensor.clone(), height, width, stride };
+        let op =
+            Conv3x3 { weight: stored(rows.clone(), cout), bias: bias_tensor.clone(), height, width, repeat, stride };
         let (w, b) = (wide(&flat(&weight)), wide(&flat(&bias)));
         let shape = [batch, height * width, cin];
         let x = numbers(3, shape.iter().product());
         let y = apply(&view(&x, &shape), &op);
-        assert_eq!(y.dims(), [batch, height.div_ceil(stride) * width.div_ceil(stride), cout]);
+        assert_eq!(y.dims(), [batch, (height * repeat).div_ceil(stride) * (width * repeat).div_ceil(stride), cout]);
         assert_near(&what, &y, &definition::conv(&wide(&x), p, &w, &b));
-        if batch * height * width * cin * cout > 60_000 {
+        if batch * height * width * repeat * repeat * cin * cout > 60_000 {
             continue;
         }
         let run = |x: &[Tensor]| apply(&x[0], &op);
-        // nine taps of `cout` terms, the loss's product included
+        // nine taps of `cout` terms, the loss's product included, for each repetition
         let definition = |x: &[Vec<f64>]| definition::conv(&x[0], p, &w, &b);
-        assert_gradients(&what, &[(x.clone(), &shape)], run, definition, 9 * cout + 4, &[&weight, &bias]);
+        assert_gradients(
+            &what,
+            &[(x.clone(), &shape)],
+            run,
+            definition,
+            repeat * repeat * (9 * cout + 4),
+            &[&weight, &bias],
+        );
 
         for (name, weight) in stored_smaller(&rows, cout, cin) {
             let (what, w) = (format!("{what} as {name}"), wide(&channels_first(&weight.to_f32(), cin)));
-            let op = Conv3x3 { weight, bias: bias_tensor.clone(), height, width, stride };
+            let op = Conv3x3 { weight, bias: bias_tensor.clone(), height, width, repeat, stride };
             let definition = |x: &[Vec<f64>]| definition::conv(&x[0], p, &w, &b);
             assert_near(&what, &apply(&view(&x, &shape), &op), &definition(&[wide(&x)]));
             let run = |x: &[Tensor]| apply(&x[0], &op);
-            assert_gradients(&what, &[(x.clone(), &shape)], run, definition, 9 * cout + 4, &[&bias]);
+            assert_gradients(
+                &what,
+                &[(x.clone(), &shape)],
+                run,
+                definition,
+                repeat * repeat * (9 * cout + 4),
+                &[&bias],
+            );
         }
     }
 }
@@ -738,7 +763,8 @@ fn geglu() {
 fn bad_input_is_an_error() {
     let zeros = |shape: &[usize]| tensor(&vec![0.0; shape.iter().product()], shape);
     let linear = Linear { weight: stored(vec![0.0; 12], 4), bias: None };
-    let conv = Conv3x3 { weight: stored(vec![0.0; 4 * 27], 4), bias: zeros(&[4]), height: 2, width: 3, stride: 1 };
+    let conv =
+        Conv3x3 { weight: stored(vec![0.0; 4 * 27], 4), bias: zeros(&[4]), height: 2, width: 3, repeat: 1, stride: 1 };
     let group =
         |groups| GroupNorm { weight: zeros(&[4]), bias: zeros(&[4]), groups, eps: 1e-5, silu: false, isa: isa::best() };
     let layer = LayerNorm { weight: zeros(&[4]), bias: zeros(&[4]), eps: 1e-5, isa: isa::best() };
@@ -750,6 +776,8 @@ fn bad_input_is_an_error() {
     assert!(zeros(&[1, 3, 6]).transpose(1, 2).unwrap().apply_op1(linear).is_err(), "strided");
     assert!(zeros(&[1, 5, 3]).apply_op1(conv.clone()).is_err(), "5 pixels for 6");
     assert!(zeros(&[1, 6, 4]).apply_op1(conv.clone()).is_err(), "4 channels for 3");
+    assert!(x.apply_op1(Conv3x3 { repeat: 0, ..conv.clone() }).is_err(), "no picture");
+    assert!(x.apply_op1(Conv3x3 { stride: 0, ..conv.clone() }).is_err(), "no stride");
     assert!(zeros(&[6, 3]).apply_op1(conv.clone()).is_err(), "no batch");
     assert!(x.apply_op1(Conv3x3 { bias: zeros(&[3]), ..conv.clone() }).is_err(), "3 biases for 4 channels");
     assert!(zeros(&[1, 6, 3]).apply_op1(group(2)).is_err(), "3 channels for 4");

@@ -414,6 +414,11 @@ impl Names<'_> {
         Names { weights: self.weights, path }
     }
 
+    /// The instruction set of the kernels: what was asked for, else the fastest.
+    pub fn isa(&self) -> Isa {
+        self.weights.isa.unwrap_or_else(isa::best)
+    }
+
     /// The tensor `name` here as f32, of exactly this shape.
     ///
     /// # Errors

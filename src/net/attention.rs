@@ -1,7 +1,7 @@
 //! The transformer inside a UNet block (diffusers `Transformer2DModel`).
 
 use super::checkpoint::checkpointed;
-use super::layers::{FeatureMap, GroupNorm, LayerNorm, Linear, attention, geglu};
+use super::layers::{Attention, FeatureMap, Geglu, GroupNorm, LayerNorm, Linear};
 use crate::Result;
 use crate::bundle::config::UnetConfig;
 use crate::bundle::weights::Names;
@@ -74,8 +74,9 @@ struct TransformerBlock {
     attn2: CrossAttention,
     norm3: LayerNorm,
     ff_in: Linear,
+    ff_gate: Geglu,
     ff_out: Linear,
-    heads: usize,
+    attention: Attention,
 }
 
 /// Attention of the picture to itself; the three projections are one product.
@@ -118,19 +119,20 @@ impl TransformerBlock {
             },
             norm3: norm("norm3")?,
             ff_in: Linear::load(&names.pp("ff.net.0.proj"), channels, 8 * channels)?,
+            ff_gate: Geglu::new(names),
             ff_out: Linear::load(&names.pp("ff.net.2"), 4 * channels, channels)?,
-            heads,
+            attention: Attention::new(names, heads, false),
         })
     }
 
     fn forward(&self, x: &Tensor, kv: &Tensor) -> Result<Tensor> {
         let c = x.dim(2)?;
         let qkv = self.attn1.to_qkv.forward(&self.norm1.forward(x)?)?;
-        let seen = attention(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?, self.heads, false)?;
+        let seen = self.attention.forward(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?)?;
         let x = (x + self.attn1.to_out.forward(&seen)?)?;
         let q = self.attn2.to_q.forward(&self.norm2.forward(&x)?)?;
-        let x = (&x + self.attn2.to_out.forward(&attention(&q, kv, self.heads, false)?)?)?;
-        let h = geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
+        let x = (&x + self.attn2.to_out.forward(&self.attention.forward(&q, kv)?)?)?;
+        let h = self.ff_gate.forward(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok((&x + self.ff_out.forward(&h)?)?)
     }
 }

@@ -233,7 +233,7 @@ impl UpPath {
                 })
                 .collect();
             let upsampler = match level > 0 {
-                true => Some(Conv3x3::load(&names.pp("upsamplers.0.conv"), channels[level], channels[level], 1)?),
+                true => Some(Conv3x3::load_upsampling(&names.pp("upsamplers.0.conv"), channels[level])?),
                 false => None,
             };
             up_blocks.push((Level::load(&names, config, level, &inputs, kind == "CrossAttnUpBlock2D")?, upsampler));
@@ -256,7 +256,7 @@ impl UpPath {
                 map = level.step(i, &map.concat(&skip)?, &time, text)?;
             }
             if let Some(conv) = upsampler {
-                map = conv.forward(&map.upsample_nearest()?)?;
+                map = conv.forward(&map)?;
             }
         }
         Ok(map)

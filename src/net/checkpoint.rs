@@ -142,8 +142,8 @@ impl CustomOp2 for Recompute {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::layers::{attention, geglu};
     use candle_core::Device;
+    use pleinair_cpu::{self as cpu, isa};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -164,8 +164,9 @@ mod tests {
     /// A residual block that attends to `kv`, or to itself.
     fn block(x: &Tensor, kv: Option<&Tensor>) -> Result<Tensor> {
         let doubled = Tensor::cat(&[x, x], 2)?;
-        let seen = attention(x, kv.unwrap_or(&doubled), 2, false)?;
-        let gated = geglu(&Tensor::cat(&[&seen, x], 2)?)?;
+        let isa = isa::best();
+        let seen = x.apply_op2(kv.unwrap_or(&doubled), cpu::Attention { heads: 2, causal: false, isa })?;
+        let gated = Tensor::cat(&[&seen, x], 2)?.apply_op1(cpu::Geglu { isa })?;
         Ok(((gated * x)? + x)?)
     }
 

@@ -126,8 +126,17 @@ fn spread(grad: &Tensor, h: usize, w: usize, stride: usize) -> candle_core::Resu
     wide.narrow(1, 0, h)?.narrow(2, 0, w)?.contiguous()?.reshape((b, h * w, c))
 }
 
+/// Every pixel of `x: [B, h*w, C]` `repeat` times in both directions.
+fn repeated(x: &Tensor, h: usize, w: usize, repeat: usize) -> candle_core::Result<Tensor> {
+    let (b, _, c) = x.dims3()?;
+    let x = x.reshape((b, h, 1, w, 1, c))?.broadcast_as((b, h, repeat, w, repeat, c))?;
+    x.contiguous()?.reshape((b, h * repeat * w * repeat, c))
+}
+
 pub(super) fn conv3x3(x: &Tensor, layer: cpu::Conv3x3) -> Result<Tensor> {
-    let (h, w, stride, cin) = (layer.height, layer.width, layer.stride, layer.weight.inputs() / 9);
+    let (stride, repeat, cin) = (layer.stride, layer.repeat, layer.weight.inputs() / 9);
+    let x = &if repeat == 1 { x.clone() } else { repeated(x, layer.height, layer.width, repeat)? };
+    let (h, w) = (layer.height * repeat, layer.width * repeat);
     let weight = in_f32(&layer.weight, x.device())?;
     let tap = |k: usize| weight.narrow(1, k * cin, cin)?.t()?.contiguous();
     let y = shifted_products(&x.detach(), tap, h, w, stride)?.broadcast_add(&layer.bias)?;
@@ -278,18 +287,20 @@ mod tests {
     fn convolutions_agree() {
         let sizes =
             [(1, 1, 1, 1, 1), (2, 2, 3, 3, 8), (1, 5, 4, 8, 3), (3, 4, 6, 3, 1), (1, 17, 16, 3, 4), (1, 3, 3, 65, 8)];
-        for ((b, h, w, cin, cout), stride) in sizes.into_iter().flat_map(|s| [(s, 1), (s, 2)]) {
+        let cases = sizes.into_iter().flat_map(|s| [(s, 1, 1), (s, 1, 2), (s, 2, 1)]);
+        for ((b, h, w, cin, cout), repeat, stride) in cases {
             let (weight, bias) = (numbers(1.0, 1.0, &[cout, cin, 3, 3]), numbers(2.0, 1.0, &[cout]));
             let rows = cpu::channels_last(&flat(&weight), cin);
             let bias_tensor = bias.as_tensor().clone();
-            let op = cpu::Conv3x3 { weight: stored(rows, cout), bias: bias_tensor, height: h, width: w, stride };
+            let weight_rows = stored(rows, cout);
+            let op = cpu::Conv3x3 { weight: weight_rows, bias: bias_tensor, height: h, width: w, repeat, stride };
             compare(
-                &format!("conv {b} x {h}x{w} {cin} -> {cout}, stride {stride}"),
+                &format!("conv {b} x {h}x{w} {cin} -> {cout}, repeat {repeat}, stride {stride}"),
                 &[&numbers(3.0, 1.0, &[b, h * w, cin])],
                 &[&weight, &bias],
                 &|x| conv3x3(&x[0], op.clone()).unwrap(),
                 &|x| x[0].apply_op1(op.clone()).unwrap(),
-                9 * cin.max(cout) + 4,
+                repeat * repeat * (9 * cin.max(cout) + 4),
             );
         }
     }
@@ -301,7 +312,14 @@ mod tests {
             let (w, bt) = (weight.as_tensor().clone(), bias.as_tensor().clone());
             let x = numbers(3.0, 2.0, &[b, n, c]);
             for silu in [false, true] {
-                let op = cpu::GroupNorm { weight: w.clone(), bias: bt.clone(), groups, eps: 1e-5, silu };
+                let op = cpu::GroupNorm {
+                    weight: w.clone(),
+                    bias: bt.clone(),
+                    groups,
+                    eps: 1e-5,
+                    silu,
+                    isa: cpu::isa::best(),
+                };
                 compare(
                     &format!("group norm {b} x {n} x {c} in {groups}, SiLU {silu}"),
                     &[&x],
@@ -312,7 +330,7 @@ mod tests {
                     2 * n * c / groups + 24,
                 );
             }
-            let op = cpu::LayerNorm { weight: w, bias: bt, eps: 1e-5 };
+            let op = cpu::LayerNorm { weight: w, bias: bt, eps: 1e-5, isa: cpu::isa::best() };
             compare(
                 &format!("layer norm {b} x {n} x {c}"),
                 &[&x],
@@ -329,7 +347,14 @@ mod tests {
     fn group_norm_far_below_zero() {
         let (ones, low) =
             (Tensor::ones(4, DType::F32, &Device::Cpu).unwrap(), Tensor::new(&[-200f32; 4], &Device::Cpu));
-        let op = cpu::GroupNorm { weight: ones, bias: low.unwrap(), groups: 1, eps: 1e-5, silu: true };
+        let op = cpu::GroupNorm {
+            weight: ones,
+            bias: low.unwrap(),
+            groups: 1,
+            eps: 1e-5,
+            silu: true,
+            isa: cpu::isa::best(),
+        };
         let x = numbers(3.0, 1.0, &[1, 2, 4]);
         let y = group_norm(&x, &op).unwrap();
         let gradient = y.backward().unwrap().remove(&x).unwrap();
@@ -342,7 +367,7 @@ mod tests {
             [(1, 1, 1, 1, 1), (2, 1, 7, 8, 2), (3, 63, 63, 3, 3), (1, 65, 65, 40, 5), (2, 65, 7, 8, 1)]
         {
             for causal in if n == m { vec![false, true] } else { vec![false] } {
-                let op = cpu::Attention { heads, causal };
+                let op = cpu::Attention { heads, causal, isa: cpu::isa::best() };
                 let what = format!("attention {b} x {n} to {m}, {c} in {heads} heads, causal {causal}");
                 let roundings = 3 * m + n + 4 * c / heads + 24;
                 compare(
@@ -377,7 +402,7 @@ mod tests {
                 &[&numbers(3.0, size, shape)],
                 &[],
                 &|x| geglu(&x[0]).unwrap(),
-                &|x| x[0].apply_op1(cpu::Geglu).unwrap(),
+                &|x| x[0].apply_op1(cpu::Geglu { isa: cpu::isa::best() }).unwrap(),
                 // stock candle's slope has the factor 0.398942, short of 1 / sqrt(2 pi) by 7e-7 of it
                 24,
             );

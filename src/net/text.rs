@@ -1,6 +1,6 @@
 //! CLIP's text encoder (arXiv 2103.00020; transformers `CLIPTextModel`), with the style vectors in place of words.
 
-use super::layers::{LayerNorm, Linear, attention};
+use super::layers::{Attention, LayerNorm, Linear};
 use crate::bundle::Bundle;
 use crate::bundle::config::TextConfig;
 use crate::bundle::manifest::hexadecimal;
@@ -125,7 +125,7 @@ struct Layer {
     layer_norm2: LayerNorm,
     fc1: Linear,
     fc2: Linear,
-    heads: usize,
+    attention: Attention,
     quick: bool,
 }
 
@@ -146,7 +146,7 @@ impl Layer {
             layer_norm2: norm("layer_norm2")?,
             fc1: Linear::load(&names.pp("mlp.fc1"), width, config.intermediate_size)?,
             fc2: Linear::load(&names.pp("mlp.fc2"), config.intermediate_size, width)?,
-            heads: config.num_attention_heads,
+            attention: Attention::new(names, config.num_attention_heads, true),
             quick: config.hidden_act == "quick_gelu",
         })
     }
@@ -154,7 +154,7 @@ impl Layer {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let c = x.dim(2)?;
         let qkv = self.qkv_proj.forward(&self.layer_norm1.forward(x)?)?;
-        let seen = attention(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?, self.heads, true)?;
+        let seen = self.attention.forward(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?)?;
         let x = (x + self.out_proj.forward(&seen)?)?;
         let h = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
         let h = if self.quick { quick_gelu(&h)? } else { h.gelu_erf()? };

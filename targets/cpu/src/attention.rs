@@ -1,5 +1,9 @@
 //! Multi-head attention without ever holding the whole matrix of scores: a block of queries at a time.
 
+mod tiled;
+
+use crate::Isa;
+use crate::isa::with_token;
 use crate::matrix::{Into, Mat, ONE_CORE, matmul};
 use crate::output;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
@@ -17,6 +21,8 @@ pub struct Attention {
     pub heads: usize,
     /// Whether a query sees only the keys up to its own position (text encoder).
     pub causal: bool,
+    /// What the forward runs on.
+    pub isa: Isa,
 }
 
 /// `[B, rows, width]` whose rows are contiguous but may lie `row_stride` apart.
@@ -32,6 +38,12 @@ impl<'a> Rows<'a> {
             bail!("attention takes rows of contiguous values, got strides {:?}", layout.stride())
         };
         Ok(Rows { data: &storage.as_slice::<f32>()?[layout.start_offset()..], batch_stride, row_stride })
+    }
+
+    /// Row `row` of picture `b`, and whatever follows it.
+    #[inline(always)]
+    fn row(&self, b: usize, row: usize) -> &'a [f32] {
+        &self.data[b * self.batch_stride + row * self.row_stride..]
     }
 
     /// `rows x cols` of picture `b`, from row `row` and column `col` on.
@@ -89,22 +101,7 @@ impl CustomOp2 for Attention {
         let d = self.dims(ql, kvl)?;
         let (q, kv) = (Rows::new(qs, ql)?, Rows::new(kvs, kvl)?);
         let mut y = vec![0.0; d.batch * d.queries * d.channels];
-        y.par_chunks_mut(d.queries * d.channels).enumerate().for_each(|(b, y)| {
-            y.par_chunks_mut(BLOCK * d.channels).enumerate().for_each_init(
-                || vec![0.0; BLOCK * d.keys],
-                |scores, (block, y)| {
-                    let (first, n) = (block * BLOCK, y.len() / d.channels);
-                    for col in (0..d.channels).step_by(d.per_head) {
-                        let queries = q.mat(b, first, n, col, d.per_head);
-                        let keys = kv.mat(b, 0, d.keys, col, d.per_head);
-                        let values = kv.mat(b, 0, d.keys, d.channels + col, d.per_head);
-                        self.probabilities(d, first, queries, keys, n, scores);
-                        let p = Mat::rows(scores, n, d.keys, d.keys);
-                        matmul(&mut y[col..], d.channels, Into::Overwrite, 1.0, p, values, ONE_CORE);
-                    }
-                },
-            );
-        });
+        with_token!(self.isa, token => tiled::forward(token, &q, &kv, d, self.causal, &mut y));
         Ok(output(y, (d.batch, d.queries, d.channels)))
     }
 

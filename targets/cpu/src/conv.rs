@@ -23,7 +23,9 @@ pub struct Conv3x3 {
     pub height: usize,
     /// Width of the input in pixels.
     pub width: usize,
-    /// 1 or 2; the output has `ceil(H / stride)` rows.
+    /// How often each pixel of the input is repeated both ways before the convolution: 2 is the UNet's upsampling, else 1.
+    pub repeat: usize,
+    /// 1 or 2; the output has `ceil(repeat H / stride)` rows.
     pub stride: usize,
 }
 
@@ -33,7 +35,7 @@ impl CustomOp1 for Conv3x3 {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let grid = Grid { height: self.height, width: self.width, stride: self.stride, spread: 1 };
+        let grid = Grid { stride: self.stride, repeat: self.repeat, ..self.grid() };
         let (cin, cout) = (self.weight.inputs() / 9, self.weight.outputs());
         let (x, mut y, shape) = grid.check(storage, layout, cin, cout)?;
         with_weight(&self.bias, |bias| {
@@ -56,19 +58,37 @@ impl CustomOp1 for Conv3x3 {
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grid = Grid { height: self.height, width: self.width, stride: 1, spread: self.stride };
-        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&Conv3x3Backward { grid, weight: &self.weight })?))
+        let grid = Grid { spread: self.stride, ..self.grid() };
+        let dx = grad.contiguous()?.apply_op1_no_bwd(&Conv3x3Backward { grid, weight: &self.weight })?;
+        let &[batch, _, channels] = dx.dims() else { bail!("a gradient of shape {:?}", dx.shape()) };
+        let (height, width, repeat) = (self.height, self.width, self.repeat);
+        match repeat {
+            1 => Ok(Some(dx)),
+            // what goes to several places gathers the gradients of all
+            _ => Ok(Some(dx.reshape((batch * height, repeat, width, repeat, channels))?.sum((1, 3))?.reshape((
+                batch,
+                height * width,
+                channels,
+            ))?)),
+        }
     }
 }
 
 impl Conv3x3 {
+    /// The convolution over the picture with its pixels repeated.
+    fn grid(&self) -> Grid {
+        let (height, width) = (self.height * self.repeat, self.width * self.repeat);
+        Grid { height, width, stride: 1, spread: 1, repeat: 1 }
+    }
+
     /// Each picture of the input with a scale of its own.
     fn int8_forward(&self, x: &[f32], w: &Int8Product<'_>, bias: &[f32], y: &mut [f32]) {
         let channels = self.weight.inputs() / 9;
         let pictures = x.len() / (self.height * self.width * channels);
         let (mut values, mut scales) = (vec![0; x.len()], vec![0.0; pictures]);
         quantize_pictures(w.isa, x, channels, w.reciprocals, &mut values, &mut scales);
-        let picture = Picture { height: self.height, width: self.width, channels, stride: self.stride, repeat: 1 };
+        let &Conv3x3 { height, width, stride, repeat, .. } = self;
+        let picture = Picture { height, width, channels, stride, repeat };
         conv3x3(w.isa, (&values, &scales), picture, w.weight, Some(bias), y);
     }
 }
@@ -110,6 +130,8 @@ struct Grid {
     stride: usize,
     /// Distance at which the stored input pixels lie in the picture; between them it is zero.
     spread: usize,
+    /// How often each stored pixel comes in the picture both ways. Either this or `spread` is 1.
+    repeat: usize,
 }
 
 impl Grid {
@@ -126,7 +148,10 @@ impl Grid {
         cout: usize,
     ) -> Result<(&'a [f32], Vec<f32>, Shape)> {
         let (batch, pixels, channels) = feature_map(layout)?;
-        let ((in_h, in_w), (out_h, out_w)) = (self.sampled(self.spread), self.sampled(self.stride));
+        if self.stride * self.spread * self.repeat == 0 {
+            bail!("a 3x3 convolution needs a stride and a repeat of at least 1")
+        }
+        let ((in_h, in_w), (out_h, out_w)) = (self.sampled(self.spread * self.repeat), self.sampled(self.stride));
         if pixels != in_h * in_w || channels != cin {
             bail!("a 3x3 convolution {cin} -> {cout} on {in_h}x{in_w} pixels got {:?}", layout.shape())
         }
@@ -159,7 +184,7 @@ impl Grid {
 
     /// The 3x3 neighbourhood of output pixel `index` (counted over the whole batch), zero outside the picture.
     fn gather(&self, x: &[f32], cin: usize, index: usize, patch: &mut [f32]) {
-        let ((in_h, in_w), (out_h, out_w)) = (self.sampled(self.spread), self.sampled(self.stride));
+        let ((in_h, in_w), (out_h, out_w)) = (self.sampled(self.spread * self.repeat), self.sampled(self.stride));
         let (picture, pixel) = (index / (out_h * out_w), index % (out_h * out_w));
         let (top, left) = (pixel / out_w * self.stride, pixel % out_w * self.stride);
         for (k, into) in patch.chunks_exact_mut(cin).enumerate() {
@@ -167,7 +192,8 @@ impl Grid {
             let (row, col) = (top + k / 3, left + k % 3);
             let inside = (1..=self.height).contains(&row) && (1..=self.width).contains(&col);
             if inside && (row - 1) % self.spread == 0 && (col - 1) % self.spread == 0 {
-                let from = (picture * in_h + (row - 1) / self.spread) * in_w + (col - 1) / self.spread;
+                let every = self.spread * self.repeat;
+                let from = (picture * in_h + (row - 1) / every) * in_w + (col - 1) / every;
                 into.copy_from_slice(&x[from * cin..][..cin]);
             } else {
                 into.fill(0.0);

@@ -6,6 +6,7 @@
 
 mod attention;
 mod conv;
+mod float;
 mod geglu;
 pub mod int8;
 pub mod isa;

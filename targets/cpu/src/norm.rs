@@ -1,11 +1,14 @@
 //! GroupNorm (with SiLU folded in) and LayerNorm, frozen.
 
-use crate::{feature_map, floats, output, with_weight};
+use crate::float::{Floats, Lanewise, lanewise, sigmoid};
+use crate::isa::{Token, Work, with_token};
+use crate::{Isa, feature_map, floats, output, with_weight};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use std::ops::Range;
 
-/// Pixels a thread normalises at a time.
-const ROWS: usize = 256;
+/// Values a thread takes at a time.
+const TASK: usize = 1 << 15;
 
 /// GroupNorm over `[B, H*W, C]`, arXiv 1803.08494, optionally followed by SiLU.
 #[derive(Debug, Clone)]
@@ -20,6 +23,8 @@ pub struct GroupNorm {
     pub eps: f64,
     /// Whether SiLU follows.
     pub silu: bool,
+    /// What it runs on.
+    pub isa: Isa,
 }
 
 impl CustomOp1 for GroupNorm {
@@ -30,20 +35,17 @@ impl CustomOp1 for GroupNorm {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let dims = self.dims(layout)?;
         let x = floats(storage, layout)?;
-        let affine = self.affine(&self.moments(x, dims), dims)?;
+        let Affine { scale, shift } = &self.affine(&self.moments(x, dims), dims)?;
         let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(ROWS * dims.channels).zip(x.par_chunks(ROWS * dims.channels)).enumerate().for_each(
-            |(chunk, (y, x))| {
-                let rows = y.chunks_exact_mut(dims.channels).zip(x.chunks_exact(dims.channels));
-                for (row, (y, x)) in rows.enumerate() {
-                    let affine = dims.of_picture(&affine, chunk * ROWS + row);
-                    for ((y, &x), &(scale, shift)) in y.iter_mut().zip(x).zip(affine) {
-                        let z = x * scale + shift;
-                        *y = if self.silu { z * sigmoid(z) } else { z };
-                    }
-                }
-            },
-        );
+        let task = dims.rows_of_task() * dims.channels;
+        let pictures = y.par_chunks_mut(dims.picture()).zip(x.par_chunks(dims.picture()));
+        with_token!(self.isa, f => pictures.enumerate().for_each(|(picture, (y, x))| {
+            let (scale, shift) = (dims.of_picture(scale, picture), dims.of_picture(shift, picture));
+            y.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(y, x)| match self.silu {
+                true => f.vectorize(Rows { f, function: ScaledSilu, x, scale, shift, y }),
+                false => f.vectorize(Rows { f, function: Scaled, x, scale, shift, y }),
+            });
+        }));
         Ok(output(y, layout.shape().clone()))
     }
 
@@ -65,41 +67,135 @@ impl Dims {
         self.channels / self.groups
     }
 
-    /// The per-channel values of the picture that `row` (counted over the batch) belongs to.
-    fn of_picture<'a, V>(&self, values: &'a [V], row: usize) -> &'a [V] {
-        &values[row / self.pixels * self.channels..][..self.channels]
+    /// Values of a picture.
+    fn picture(&self) -> usize {
+        self.pixels * self.channels
     }
 
-    /// Two sums over each group of each picture, `[B * groups]`, in f64: `terms(group, i)` for every value,
-    /// where `i` indexes the feature map and `group` counts over the batch. Chunks of rows are summed side by side and
-    /// added in order, so that the result does not depend on the number of threads.
-    fn group_sums(&self, terms: impl Fn(usize, usize) -> [f64; 2] + Sync) -> Vec<[f64; 2]> {
-        let (chunks, size) = (self.pixels.div_ceil(ROWS), self.per_group());
-        let partial: Vec<_> = (0..self.batch * chunks)
+    /// Pixels that a thread takes at a time.
+    fn rows_of_task(&self) -> usize {
+        (TASK / self.channels).max(1)
+    }
+
+    /// The per-channel values of a picture.
+    fn of_picture<'a>(&self, values: &'a [f32], picture: usize) -> &'a [f32] {
+        &values[picture * self.channels..][..self.channels]
+    }
+
+    /// Two sums over each group of each picture, `[B * groups]`, in f64, from those over the channels of some rows:
+    /// `of_rows(first, sums)`, where `first` is the index of their first value. They are added in order, so that the
+    /// result does not depend on the number of threads.
+    fn group_sums(&self, of_rows: impl Fn(Span, [&mut [f64]; 2]) + Sync) -> Vec<[f64; 2]> {
+        let rows = self.rows_of_task();
+        let (tasks, size) = (self.pixels.div_ceil(rows), self.per_group());
+        let partial: Vec<_> = (0..self.batch * tasks)
             .into_par_iter()
-            .map(|chunk| {
-                let (picture, first) = (chunk / chunks, chunk % chunks * ROWS);
-                let mut sums = vec![[0.0; 2]; self.groups];
-                for row in first..(first + ROWS).min(self.pixels) {
-                    let at = (picture * self.pixels + row) * self.channels;
-                    for (group, sums) in sums.iter_mut().enumerate() {
-                        for channel in group * size..(group + 1) * size {
-                            let [a, b] = terms(picture * self.groups + group, at + channel);
-                            sums[0] += a;
-                            sums[1] += b;
-                        }
-                    }
-                }
-                sums
+            .map(|task| {
+                let (picture, first) = (task / tasks, task % tasks * rows);
+                let (mut a, mut b) = (vec![0.0; self.channels], vec![0.0; self.channels]);
+                let at = |row: usize| (picture * self.pixels + row) * self.channels;
+                let values = at(first)..at((first + rows).min(self.pixels));
+                of_rows(Span { picture, values }, [&mut a, &mut b]);
+                let groups = a.chunks_exact(size).zip(b.chunks_exact(size));
+                groups.map(|(a, b)| [a.iter().sum::<f64>(), b.iter().sum::<f64>()]).collect::<Vec<_>>()
             })
             .collect();
         let mut sums = vec![[0.0; 2]; self.batch * self.groups];
-        for (chunk, partial) in partial.iter().enumerate() {
-            for (sum, part) in sums[chunk / chunks * self.groups..].iter_mut().zip(partial) {
+        for (task, partial) in partial.iter().enumerate() {
+            for (sum, part) in sums[task / tasks * self.groups..].iter_mut().zip(partial) {
                 *sum = [sum[0] + part[0], sum[1] + part[1]];
             }
         }
         sums
+    }
+}
+
+/// Some rows of a picture.
+struct Span {
+    picture: usize,
+    /// Their values in the batch.
+    values: Range<usize>,
+}
+
+/// What values are multiplied with and what is added then, `[B * C]` each.
+struct Affine {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+/// `x * scale + shift`.
+struct Scaled;
+
+impl Lanewise<3, 1> for Scaled {
+    #[inline(always)]
+    fn of<F: Floats>(&self, f: F, [x, scale, shift]: [F::Vector; 3]) -> [F::Vector; 1] {
+        [f.mul_add(x, scale, shift)]
+    }
+}
+
+/// SiLU of `x * scale + shift`.
+struct ScaledSilu;
+
+impl Lanewise<3, 1> for ScaledSilu {
+    #[inline(always)]
+    fn of<F: Floats>(&self, f: F, [x, scale, shift]: [F::Vector; 3]) -> [F::Vector; 1] {
+        let z = f.mul_add(x, scale, shift);
+        [f.mul(z, sigmoid(f, z))]
+    }
+}
+
+/// A function of some rows, of which each channel has its own scale and shift.
+struct Rows<'a, F, L> {
+    f: F,
+    function: L,
+    x: &'a [f32],
+    scale: &'a [f32],
+    shift: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl<F: Floats, L: Lanewise<3, 1>> Work for Rows<'_, F, L> {
+    #[inline(always)]
+    fn run(self) {
+        let Rows { f, function, x, scale, shift, y } = self;
+        for (x, y) in x.chunks_exact(scale.len()).zip(y.chunks_exact_mut(scale.len())) {
+            lanewise(f, &function, [x, scale, shift], [y]);
+        }
+    }
+}
+
+/// The sums of each channel and of its squares over some rows. Squares of f32 are exact in f64, so that nothing is lost
+/// when the mean's is taken off but for values whose spread f32 itself cannot tell from their mean.
+struct Sums<'a> {
+    x: &'a [f32],
+    sums: &'a mut [f64],
+    squares: &'a mut [f64],
+}
+
+impl Work for Sums<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Sums { x, sums, squares } = self;
+        let channels = sums.len();
+        let fours = x.chunks_exact(4 * channels);
+        let rest = fours.remainder();
+        for four in fours {
+            let (a, rows) = four.split_at(channels);
+            let (b, rows) = rows.split_at(channels);
+            let (c, d) = rows.split_at(channels);
+            let (sums, squares, d) = (&mut sums[..channels], &mut squares[..channels], &d[..channels]);
+            for i in 0..channels {
+                let [a, b, c, d] = [a[i] as f64, b[i] as f64, c[i] as f64, d[i] as f64];
+                sums[i] += (a + b) + (c + d);
+                squares[i] += (a * a + b * b) + (c * c + d * d);
+            }
+        }
+        for row in rest.chunks_exact(channels) {
+            for ((&x, sum), square) in row.iter().zip(&mut *sums).zip(&mut *squares) {
+                *sum += x as f64;
+                *square += x as f64 * x as f64;
+            }
+        }
     }
 }
 
@@ -115,28 +211,39 @@ impl GroupNorm {
     /// Mean and reciprocal standard deviation of every group, `[B * groups]`, accumulated in f64.
     fn moments(&self, x: &[f32], dims: Dims) -> Vec<(f64, f64)> {
         let count = (dims.pixels * dims.per_group()) as f64;
-        let sums = dims.group_sums(|_, i| [x[i] as f64, 0.0]);
-        let means: Vec<_> = sums.iter().map(|[sum, _]| sum / count).collect();
-        let squares = dims.group_sums(|group, i| [(x[i] as f64 - means[group]).powi(2), 0.0]);
-        let rstd = |[sum, _]: &[f64; 2]| 1.0 / (sum / count + self.eps).sqrt();
-        means.iter().copied().zip(squares.iter().map(rstd)).collect()
+        let sums = dims.group_sums(|span, [sums, squares]| {
+            with_token!(self.isa, token => token.vectorize(Sums { x: &x[span.values.clone()], sums, squares }));
+        });
+        sums.iter().map(|&sums| moments(sums, count, self.eps)).collect()
     }
 
-    /// `(scale, shift)` of every picture and channel, `[B * C]`, so that the normalised value is `x * scale + shift`.
-    fn affine(&self, moments: &[(f64, f64)], dims: Dims) -> Result<Vec<(f32, f32)>> {
+    /// What turns a value into the normalised one, for every picture and channel.
+    fn affine(&self, moments: &[(f64, f64)], dims: Dims) -> Result<Affine> {
         with_weight(&self.weight, |weight| {
             with_weight(&self.bias, |bias| {
-                Ok((0..dims.batch * dims.channels)
-                    .map(|i| {
-                        let (picture, channel) = (i / dims.channels, i % dims.channels);
-                        let (mean, rstd) = moments[picture * dims.groups + channel / dims.per_group()];
-                        let scale = rstd * weight[channel] as f64;
-                        (scale as f32, (bias[channel] as f64 - mean * scale) as f32)
-                    })
-                    .collect())
+                let each = (0..dims.batch * dims.channels).map(|i| {
+                    let (picture, channel) = (i / dims.channels, i % dims.channels);
+                    let (mean, rstd) = moments[picture * dims.groups + channel / dims.per_group()];
+                    let scale = rstd * weight[channel] as f64;
+                    (scale as f32, (bias[channel] as f64 - mean * scale) as f32)
+                });
+                let (scale, shift) = each.unzip();
+                Ok(Affine { scale, shift })
             })
         })
     }
+}
+
+/// Mean and reciprocal standard deviation, from the sums of `count` values and of their squares.
+#[inline(always)]
+fn moments([sum, squares]: [f64; 2], count: f64, eps: f64) -> (f64, f64) {
+    let mean = sum / count;
+    // a rounding below zero is zero; `max` would make NaN zero
+    let variance = match squares / count - mean * mean {
+        negative if negative < 0.0 => 0.0,
+        variance => variance,
+    };
+    (mean, 1.0 / (variance + eps).sqrt())
 }
 
 struct GroupNormBackward<'a>(&'a GroupNorm);
@@ -158,21 +265,25 @@ impl CustomOp2 for GroupNormBackward<'_> {
             // the gradient of the normalised value, needed twice: kept
             let mut g = vec![0.0; x.len()];
             g.par_chunks_mut(dims.channels).enumerate().for_each(|(row, g)| {
-                let affine = dims.of_picture(&affine, row);
+                let picture = row / dims.pixels;
+                let (scale, shift) = (dims.of_picture(&affine.scale, picture), dims.of_picture(&affine.shift, picture));
+                let (x, dy) = (&x[row * dims.channels..], &dy[row * dims.channels..]);
+                let slope = SiluSlope { silu: norm.silu };
                 for (channel, g) in g.iter_mut().enumerate() {
-                    let i = row * dims.channels + channel;
-                    let after = if norm.silu {
-                        dy[i] * silu_slope(x[i] * affine[channel].0 + affine[channel].1)
-                    } else {
-                        dy[i]
-                    };
-                    *g = after * weight[channel];
+                    *g = dy[channel] * slope.at(x[channel] * scale[channel] + shift[channel]) * weight[channel];
                 }
             });
             let count = (dims.pixels * dims.per_group()) as f64;
-            let sums = dims.group_sums(|group, i| {
-                let (mean, rstd) = moments[group];
-                [g[i] as f64, g[i] as f64 * (x[i] as f64 - mean) * rstd]
+            let sums = dims.group_sums(|span, [sums, dots]| {
+                let moments = &moments[span.picture * dims.groups..];
+                let (x, g) = (&x[span.values.clone()], &g[span.values]);
+                for (x, g) in x.chunks_exact(dims.channels).zip(g.chunks_exact(dims.channels)) {
+                    for channel in 0..dims.channels {
+                        let (mean, rstd) = moments[channel / dims.per_group()];
+                        sums[channel] += g[channel] as f64;
+                        dots[channel] += g[channel] as f64 * (x[channel] as f64 - mean) * rstd;
+                    }
+                }
             });
             let mut dx = vec![0.0; x.len()];
             dx.par_chunks_mut(dims.channels).enumerate().for_each(|(row, dx)| {
@@ -190,14 +301,19 @@ impl CustomOp2 for GroupNormBackward<'_> {
     }
 }
 
-/// Derivative of SiLU.
-fn silu_slope(z: f32) -> f32 {
-    let s = sigmoid(z);
-    s * (1.0 + z * (1.0 - s))
+/// The slope of what follows the normalisation.
+struct SiluSlope {
+    silu: bool,
 }
 
-fn sigmoid(z: f32) -> f32 {
-    1.0 / (1.0 + (-z).exp())
+impl SiluSlope {
+    fn at(&self, z: f32) -> f32 {
+        if !self.silu {
+            return 1.0;
+        }
+        let s = 1.0 / (1.0 + (-z).exp());
+        s * (1.0 + z * (1.0 - s))
+    }
 }
 
 /// LayerNorm over the last dimension, arXiv 1607.06450.
@@ -209,14 +325,66 @@ pub struct LayerNorm {
     pub bias: Tensor,
     /// Added to the variance.
     pub eps: f64,
+    /// What it runs on.
+    pub isa: Isa,
 }
 
 /// Mean and reciprocal standard deviation of one row.
+#[inline(always)]
 fn row_moments(x: &[f32], eps: f64) -> (f32, f32) {
-    let count = x.len() as f64;
-    let mean = x.iter().map(|&x| x as f64).sum::<f64>() / count;
-    let variance = x.iter().map(|&x| (x as f64 - mean).powi(2)).sum::<f64>() / count;
-    (mean as f32, (1.0 / (variance + eps).sqrt()) as f32)
+    /// Sums side by side: two of the widest registers.
+    const SUMS: usize = 16;
+    let (mut sums, mut squares) = ([0.0; SUMS], [0.0; SUMS]);
+    let (parts, rest) = x.as_chunks::<SUMS>();
+    for part in parts {
+        for i in 0..SUMS {
+            let x = part[i] as f64;
+            sums[i] += x;
+            squares[i] += x * x;
+        }
+    }
+    for (i, &x) in rest.iter().enumerate() {
+        let x = x as f64;
+        sums[i] += x;
+        squares[i] += x * x;
+    }
+    let (mean, rstd) = moments([sums.iter().sum(), squares.iter().sum()], x.len() as f64, eps);
+    (mean as f32, rstd as f32)
+}
+
+/// `(x - mean) * rstd * weight + bias`.
+struct Normalised {
+    mean: f32,
+    rstd: f32,
+}
+
+impl Lanewise<3, 1> for Normalised {
+    #[inline(always)]
+    fn of<F: Floats>(&self, f: F, [x, weight, bias]: [F::Vector; 3]) -> [F::Vector; 1] {
+        let normalised = f.mul(f.sub(x, f.splat(self.mean)), f.splat(self.rstd));
+        [f.mul_add(normalised, weight, bias)]
+    }
+}
+
+/// Some rows, each normalised by itself.
+struct NormalisedRows<'a, F> {
+    f: F,
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f64,
+    y: &'a mut [f32],
+}
+
+impl<F: Floats> Work for NormalisedRows<'_, F> {
+    #[inline(always)]
+    fn run(self) {
+        let NormalisedRows { f, x, weight, bias, eps, y } = self;
+        for (x, y) in x.chunks_exact(weight.len()).zip(y.chunks_exact_mut(weight.len())) {
+            let (mean, rstd) = row_moments(x, eps);
+            lanewise(f, &Normalised { mean, rstd }, [x, weight, bias], [y]);
+        }
+    }
 }
 
 impl CustomOp1 for LayerNorm {
@@ -233,12 +401,11 @@ impl CustomOp1 for LayerNorm {
         let mut y = vec![0.0; x.len()];
         with_weight(&self.weight, |weight| {
             with_weight(&self.bias, |bias| {
-                y.par_chunks_mut(channels).zip(x.par_chunks(channels)).for_each(|(y, x)| {
-                    let (mean, rstd) = row_moments(x, self.eps);
-                    for c in 0..channels {
-                        y[c] = (x[c] - mean) * rstd * weight[c] + bias[c];
-                    }
-                });
+                let task = (TASK / channels).max(1) * channels;
+                let tasks = y.par_chunks_mut(task).zip(x.par_chunks(task));
+                with_token!(self.isa, f => tasks.for_each(|(y, x)| {
+                    f.vectorize(NormalisedRows { f, x, weight, bias, eps: self.eps, y });
+                }));
                 Ok(())
             })
         })?;

@@ -56,18 +56,22 @@ mod definition {
         pub cin: usize,
         pub cout: usize,
         pub stride: usize,
+        pub repeat: usize,
     }
 
     /// `weight: [out, in, 3, 3]` as in a checkpoint.
     pub fn conv(x: &[f64], p: Picture, weight: &[f64], bias: &[f64]) -> Vec<Exact> {
         let pixel = |b: usize, row: usize, col: usize, c: usize| match row >= 1 && col >= 1 {
-            true if row <= p.height && col <= p.width => x[((b * p.height + row - 1) * p.width + col - 1) * p.cin + c],
+            true if row <= p.height * p.repeat && col <= p.width * p.repeat => {
+                let (row, col) = ((row - 1) / p.repeat, (col - 1) / p.repeat);
+                x[((b * p.height + row) * p.width + col) * p.cin + c]
+            }
             _ => 0.0,
         };
         let mut y = vec![];
         for b in 0..p.batch {
-            for top in (0..p.height).step_by(p.stride) {
-                for left in (0..p.width).step_by(p.stride) {
+            for top in (0..p.height * p.repeat).step_by(p.stride) {
+                for left in (0..p.width * p.repeat).step_by(p.stride) {
                     for o in 0..p.cout {
                         let products = (0..9 * p.cin).map(|i| {
                             let (c, ky, kx) = (i / 9, i / 3 % 3, i % 3);
@@ -300,6 +304,17 @@ fn frozen(seed: u64, shape: &[usize]) -> Var {
     Var::from_tensor(&tensor(&numbers(seed, shape.iter().product()), shape)).unwrap()
 }
 
+/// Every instruction set of this machine; prints which ran and which could not.
+fn isas() -> Vec<Isa> {
+    let of = |(name, isa): (&'static str, Option<Isa>)| {
+        println!("{name}: {}", if isa.is_some() { "ran" } else { "skipped, this CPU lacks it" });
+        isa
+    };
+    let isas: Vec<_> = isa::found().into_iter().filter_map(of).collect();
+    assert!(isas.contains(&isa::best()), "the fastest may not be skipped");
+    isas
+}
+
 fn apply(x: &Tensor, op: &(impl CustomOp1 + Clone + Send + Sync + 'static)) -> Tensor {
     x.apply_op1(op.clone()).unwrap()
 }
@@ -369,11 +384,13 @@ fn stored_weights_mean_what_their_parts_say() {
 /// times its weight. A step is 1/127 of the largest input of its row or, for a convolution, of its picture.
 #[test]
 fn int8_inputs_cost_half_a_step_each() {
-    let isas: Vec<Isa> = isa::found().into_iter().filter_map(|(_, isa)| isa).collect();
+    let isas = isas();
     // (rows or pixels of a row, inputs, outputs)
     for (n, cin, cout) in [(1, 1, 1), (5, 40, 17), (4, 64, 33)] {
         let (x, bias) = (numbers(3, n * n * cin), numbers(2, cout));
-        for (name, conv, columns) in [("linear", false, cin), ("conv", true, 9 * cin)] {
+        let layers = [("linear", cin, 0), ("conv", 9 * cin, 1), ("upsampling conv", 9 * cin, 2)];
+        for (name, columns, repeat) in layers {
+            let conv = repeat > 0;
             let rows = numbers(1, cout * columns);
             for (stored_as, weight) in stored_smaller(&rows, cout, cin) {
                 let (all, Values::Int8(int8)) = (weight.to_f32(), weight.values()) else { continue };
@@ -383,7 +400,7 @@ fn int8_inputs_cost_half_a_step_each() {
                 let (x, w, b) = (wide(&x), wide(&all), wide(&bias));
                 let exact = match conv {
                     true => {
-                        let p = Picture { batch: 1, height: n, width: n, cin, cout, stride: 1 };
+                        let p = Picture { batch: 1, height: n, width: n, cin, cout, stride: 1, repeat };
                         definition::conv(&x, p, &wide(&channels_first(&all, cin)), &b)
                     }
                     false => definition::linear(&x, &w, Some(&b), cin),
@@ -393,7 +410,7 @@ fn int8_inputs_cost_half_a_step_each() {
                     let bias = tensor(&bias, &[cout]);
                     let input = view(&numbers(3, n * n * cin), &[1, n * n, cin]);
                     let y = match conv {
-                        true => apply(&input, &Conv3x3 { weight, bias, height: n, width: n, stride: 1 }),
+                        true => apply(&input, &Conv3x3 { weight, bias, height: n, width: n, repeat, stride: 1 }),
                         false => apply(&input, &Linear { weight, bias: Some(bias) }),
                     };
                     for (i, (y, exact)) in flat(&y).iter().zip(&exact).enumerate() {
@@ -483,33 +500,52 @@ fn conv3x3() {
         (1, 4, 4, 1900, 1),
         (1, 17, 1, 1900, 1),
     ];
-    for ((batch, height, width, cin, cout), stride) in sizes.into_iter().flat_map(|s| [(s, 1), (s, 2)]) {
-        let p = Picture { batch, height, width, cin, cout, stride };
-        let what = format!("conv {batch} x {height}x{width} {cin} -> {cout}, stride {stride}");
+    let cases = sizes.into_iter().flat_map(|s| [(s, 1, 1), (s, 2, 1), (s, 1, 2)]);
+    for ((batch, height, width, cin, cout), stride, repeat) in cases {
+        if repeat == 2 && cin > 1000 {
+            continue;
+        }
+        let p = Picture { batch, height, width, cin, cout, stride, repeat };
+        let what = format!("conv {batch} x {height}x{width} {cin} -> {cout}, stride {stride}, repeat {repeat}");
         let (weight, bias) = (frozen(1, &[cout, cin, 3, 3]), frozen(2, &[cout]));
         let (rows, bias_tensor) = (channels_last(&flat(&weight), cin), bias.as_tensor().clone());
-        let op = Conv3x3 { weight: stored(rows.clone(), cout), bias: bias_tensor.clone(), height, width, stride };
+        let op =
+            Conv3x3 { weight: stored(rows.clone(), cout), bias: bias_tensor.clone(), height, width, repeat, stride };
         let (w, b) = (wide(&flat(&weight)), wide(&flat(&bias)));
         let shape = [batch, height * width, cin];
         let x = numbers(3, shape.iter().product());
         let y = apply(&view(&x, &shape), &op);
-        assert_eq!(y.dims(), [batch, height.div_ceil(stride) * width.div_ceil(stride), cout]);
+        assert_eq!(y.dims(), [batch, (height * repeat).div_ceil(stride) * (width * repeat).div_ceil(stride), cout]);
         assert_near(&what, &y, &definition::conv(&wide(&x), p, &w, &b));
-        if batch * height * width * cin * cout > 60_000 {
+        if batch * height * width * repeat * repeat * cin * cout > 60_000 {
             continue;
         }
         let run = |x: &[Tensor]| apply(&x[0], &op);
-        // nine taps of `cout` terms, the loss's product included
+        // nine taps of `cout` terms, the loss's product included, for each repetition
         let definition = |x: &[Vec<f64>]| definition::conv(&x[0], p, &w, &b);
-        assert_gradients(&what, &[(x.clone(), &shape)], run, definition, 9 * cout + 4, &[&weight, &bias]);
+        assert_gradients(
+            &what,
+            &[(x.clone(), &shape)],
+            run,
+            definition,
+            repeat * repeat * (9 * cout + 4),
+            &[&weight, &bias],
+        );
 
         for (name, weight) in stored_smaller(&rows, cout, cin) {
             let (what, w) = (format!("{what} as {name}"), wide(&channels_first(&weight.to_f32(), cin)));
-            let op = Conv3x3 { weight, bias: bias_tensor.clone(), height, width, stride };
+            let op = Conv3x3 { weight, bias: bias_tensor.clone(), height, width, repeat, stride };
             let definition = |x: &[Vec<f64>]| definition::conv(&x[0], p, &w, &b);
             assert_near(&what, &apply(&view(&x, &shape), &op), &definition(&[wide(&x)]));
             let run = |x: &[Tensor]| apply(&x[0], &op);
-            assert_gradients(&what, &[(x.clone(), &shape)], run, definition, 9 * cout + 4, &[&bias]);
+            assert_gradients(
+                &what,
+                &[(x.clone(), &shape)],
+                run,
+                definition,
+                repeat * repeat * (9 * cout + 4),
+                &[&bias],
+            );
         }
     }
 }
@@ -523,13 +559,26 @@ fn group_norm() {
     for ((batch, pixels, channels, groups), silu) in sizes.into_iter().flat_map(|s| [(s, false), (s, true)]) {
         let what = format!("group norm {batch} x {pixels} x {channels} in {groups}, SiLU {silu}");
         let (weight, bias) = (frozen(1, &[channels]), frozen(2, &[channels]));
-        let op =
-            GroupNorm { weight: weight.as_tensor().clone(), bias: bias.as_tensor().clone(), groups, eps: 1e-5, silu };
+        let op = GroupNorm {
+            weight: weight.as_tensor().clone(),
+            bias: bias.as_tensor().clone(),
+            groups,
+            eps: 1e-5,
+            silu,
+            isa: isa::best(),
+        };
         let norm = Norm { weight: &wide(&flat(&weight)), bias: &wide(&flat(&bias)), eps: 1e-5 };
         let shape = [batch, pixels, channels];
         // groups whose mean is not zero, as a network's are
         let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x + 0.5).collect();
-        assert_near(&what, &apply(&view(&x, &shape), &op), &norm.group(&wide(&x), pixels, groups, silu));
+        let far: Vec<_> = x.iter().map(|x| x + 1000.0).collect();
+        for isa in isas() {
+            let op = GroupNorm { isa, ..op.clone() };
+            let what = format!("{what}, {isa}");
+            assert_near(&what, &apply(&view(&x, &shape), &op), &norm.group(&wide(&x), pixels, groups, silu));
+            let what = format!("{what}, far from zero");
+            assert_near(&what, &apply(&view(&far, &shape), &op), &norm.group(&wide(&far), pixels, groups, silu));
+        }
         // sums are in f64; the SiLU's argument is off by 6 roundings of values up to about 4, its slope half as much
         let run = |x: &[Tensor]| apply(&x[0], &op);
         let definition = |x: &[Vec<f64>]| norm.group(&x[0], pixels, groups, silu);
@@ -541,7 +590,14 @@ fn group_norm() {
 #[test]
 fn group_norm_far_below_zero() {
     let ones = tensor(&[1.0; 4], &[4]);
-    let op = GroupNorm { weight: ones.clone(), bias: (&ones * -200.0).unwrap(), groups: 1, eps: 1e-5, silu: true };
+    let op = GroupNorm {
+        weight: ones.clone(),
+        bias: (&ones * -200.0).unwrap(),
+        groups: 1,
+        eps: 1e-5,
+        silu: true,
+        isa: isa::best(),
+    };
     let x = Var::from_tensor(&tensor(&numbers(3, 8), &[1, 2, 4])).unwrap();
     let y = apply(&x, &op);
     assert!(flat(&y).iter().all(|&y| y == 0.0), "{y}");
@@ -556,10 +612,22 @@ fn layer_norm() {
         let what = format!("layer norm {shape:?}");
         let channels = *shape.last().unwrap();
         let (weight, bias) = (frozen(1, &[channels]), frozen(2, &[channels]));
-        let op = LayerNorm { weight: weight.as_tensor().clone(), bias: bias.as_tensor().clone(), eps: 1e-5 };
+        let op = LayerNorm {
+            weight: weight.as_tensor().clone(),
+            bias: bias.as_tensor().clone(),
+            eps: 1e-5,
+            isa: isa::best(),
+        };
         let norm = Norm { weight: &wide(&flat(&weight)), bias: &wide(&flat(&bias)), eps: 1e-5 };
         let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x + 0.5).collect();
-        assert_near(&what, &apply(&view(&x, shape), &op), &norm.layer(&wide(&x)));
+        let far: Vec<_> = x.iter().map(|x| x + 1000.0).collect();
+        for isa in isas() {
+            let op = LayerNorm { isa, ..op.clone() };
+            let what = format!("{what}, {isa}");
+            assert_near(&what, &apply(&view(&x, shape), &op), &norm.layer(&wide(&x)));
+            let what = format!("{what}, far from zero");
+            assert_near(&what, &apply(&view(&far, shape), &op), &norm.layer(&wide(&far)));
+        }
         // two f32 sums over the channels, each followed by a few products
         let run = |x: &[Tensor]| apply(&x[0], &op);
         let definition = |x: &[Vec<f64>]| norm.layer(&x[0]);
@@ -567,8 +635,9 @@ fn layer_norm() {
     }
 }
 
-/// Sizes around the block of 64 queries: (batch, queries, keys, channels, heads).
-const ATTENTIONS: [(usize, usize, usize, usize, usize); 10] = [
+/// Sizes around the backward's block of 64 queries, the forward's of 48, 24, 12 and 8, its blocks of 128 keys and its tiles
+/// of 8 and 4 keys and channels: (batch, queries, keys, channels, heads).
+const ATTENTIONS: [(usize, usize, usize, usize, usize); 20] = [
     (1, 1, 1, 1, 1),
     (2, 1, 77, 8, 2),
     (3, 63, 63, 3, 3),
@@ -579,6 +648,16 @@ const ATTENTIONS: [(usize, usize, usize, usize, usize); 10] = [
     (1, 130, 130, 8, 2),
     (2, 130, 77, 40, 4),
     (1, 130, 1, 3, 1),
+    (1, 8, 9, 16, 1),
+    (1, 9, 3, 24, 1),
+    (2, 12, 8, 9, 1),
+    (1, 13, 127, 14, 2),
+    (1, 23, 128, 40, 1),
+    (1, 25, 129, 48, 2),
+    (1, 47, 136, 160, 1),
+    (1, 49, 257, 80, 1),
+    (1, 96, 96, 64, 2),
+    (1, 193, 193, 40, 1),
 ];
 
 /// A score's sum, the softmax's two sums and those of three products, each of them with the factors around it.
@@ -593,17 +672,23 @@ fn attention_to_a_text() {
         for causal in if queries == keys { vec![false, true] } else { vec![false] } {
             let a = Heads { batch, queries, keys, channels, heads, causal };
             let what = format!("attention {batch} x {queries} to {keys}, {channels} in {heads} heads, causal {causal}");
-            let op = Attention { heads, causal };
+            let op = Attention { heads, causal, isa: isa::best() };
             let (shape, kv_shape) = ([batch, queries, channels], [batch, keys, 2 * channels]);
             // wide enough apart that some probabilities are near 1 and others near 0
             let q: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 3.0 * x).collect();
             let kv = numbers(4, kv_shape.iter().product());
-            let y = view(&q, &shape).apply_op2(&view(&kv, &kv_shape), op).unwrap();
-            assert_eq!(y.dims(), shape);
-            assert_near(&what, &y, &definition::attention(&wide(&q), &wide(&kv), a));
+            let exact = definition::attention(&wide(&q), &wide(&kv), a);
+            for isa in isas() {
+                let y = view(&q, &shape).apply_op2(&view(&kv, &kv_shape), Attention { isa, ..op }).unwrap();
+                assert_eq!(y.dims(), shape);
+                assert_near(&format!("{what}, {isa}"), &y, &exact);
+            }
             let run = |x: &[Tensor]| x[0].apply_op2(&x[1], op).unwrap();
             let definition = |x: &[Vec<f64>]| definition::attention(&x[0], &x[1], a);
             let inputs: [(_, &[usize]); 2] = [(q, &shape), (kv, &kv_shape)];
+            if batch * queries * keys * channels > 600_000 {
+                continue;
+            }
             assert_gradients(&what, &inputs, run, definition, attention_roundings(a), &[]);
         }
     }
@@ -616,8 +701,8 @@ fn attention_to_itself() {
         for causal in [false, true] {
             let a = Heads { batch, queries: n, keys: n, channels, heads, causal };
             let what = format!("self-attention {batch} x {n}, {channels} in {heads} heads, causal {causal}");
-            let op = Attention { heads, causal };
-            let run = |qkv: &Tensor| {
+            let op = Attention { heads, causal, isa: isa::best() };
+            let run = |qkv: &Tensor, op: Attention| {
                 let q = qkv.narrow(2, 0, channels).unwrap();
                 q.apply_op2(&qkv.narrow(2, channels, 2 * channels).unwrap(), op).unwrap()
             };
@@ -629,9 +714,13 @@ fn attention_to_itself() {
             };
             let shape = [batch, n, 3 * channels];
             let qkv: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 2.0 * x).collect();
-            assert_near(&what, &run(&view(&qkv, &shape)), &definition(&wide(&qkv)));
+            let exact = definition(&wide(&qkv));
+            for isa in isas() {
+                let y = run(&view(&qkv, &shape), Attention { isa, ..op });
+                assert_near(&format!("{what}, {isa}"), &y, &exact);
+            }
             let inputs: [(_, &[usize]); 1] = [(qkv, &shape)];
-            assert_gradients(&what, &inputs, |x| run(&x[0]), |x| definition(&x[0]), attention_roundings(a), &[]);
+            assert_gradients(&what, &inputs, |x| run(&x[0], op), |x| definition(&x[0]), attention_roundings(a), &[]);
         }
     }
 }
@@ -643,8 +732,12 @@ fn attention_with_huge_scores() {
     let huge = |x: &[f32]| x.iter().map(|x| 100.0 * x).collect::<Vec<_>>();
     let a = Heads { batch: 1, queries: 5, keys: 5, channels: 8, heads: 1, causal: false };
     let (q, kv) = (huge(&q), huge(&kv));
-    let y = tensor(&q, &[1, 5, 8]).apply_op2(&tensor(&kv, &[1, 5, 16]), Attention { heads: 1, causal: false });
-    assert_near("attention with huge scores", &y.unwrap(), &definition::attention(&wide(&q), &wide(&kv), a));
+    for isa in isas() {
+        let op = Attention { heads: 1, causal: false, isa };
+        let y = tensor(&q, &[1, 5, 8]).apply_op2(&tensor(&kv, &[1, 5, 16]), op).unwrap();
+        let what = format!("attention with huge scores, {isa}");
+        assert_near(&what, &y, &definition::attention(&wide(&q), &wide(&kv), a));
+    }
 }
 
 #[test]
@@ -655,11 +748,14 @@ fn geglu() {
         let c = shape.last().unwrap() / 2;
         // out to where the gate is shut or wide open
         let x: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 8.0 * x).collect();
-        let y = apply(&view(&x, shape), &Geglu);
-        assert_eq!(y.dims(), [&shape[..shape.len() - 1], &[c]].concat());
-        assert_near(&what, &y, &definition::geglu(&wide(&x), c));
-        let run = |x: &[Tensor]| apply(&x[0], &Geglu);
-        assert_gradients(&what, &[(x, shape)], run, |x| definition::geglu(&x[0], c), 16, &[]);
+        for isa in isas() {
+            let (what, op) = (format!("{what}, {isa}"), Geglu { isa });
+            let y = apply(&view(&x, shape), &op);
+            assert_eq!(y.dims(), [&shape[..shape.len() - 1], &[c]].concat());
+            assert_near(&what, &y, &definition::geglu(&wide(&x), c));
+            let run = |x: &[Tensor]| apply(&x[0], &op);
+            assert_gradients(&what, &[(x.clone(), shape)], run, |x| definition::geglu(&x[0], c), 16, &[]);
+        }
     }
 }
 
@@ -667,9 +763,11 @@ fn geglu() {
 fn bad_input_is_an_error() {
     let zeros = |shape: &[usize]| tensor(&vec![0.0; shape.iter().product()], shape);
     let linear = Linear { weight: stored(vec![0.0; 12], 4), bias: None };
-    let conv = Conv3x3 { weight: stored(vec![0.0; 4 * 27], 4), bias: zeros(&[4]), height: 2, width: 3, stride: 1 };
-    let group = |groups| GroupNorm { weight: zeros(&[4]), bias: zeros(&[4]), groups, eps: 1e-5, silu: false };
-    let layer = LayerNorm { weight: zeros(&[4]), bias: zeros(&[4]), eps: 1e-5 };
+    let conv =
+        Conv3x3 { weight: stored(vec![0.0; 4 * 27], 4), bias: zeros(&[4]), height: 2, width: 3, repeat: 1, stride: 1 };
+    let group =
+        |groups| GroupNorm { weight: zeros(&[4]), bias: zeros(&[4]), groups, eps: 1e-5, silu: false, isa: isa::best() };
+    let layer = LayerNorm { weight: zeros(&[4]), bias: zeros(&[4]), eps: 1e-5, isa: isa::best() };
 
     let x = zeros(&[1, 6, 3]);
     assert!(x.apply_op1(linear.clone()).is_ok() && x.apply_op1(conv.clone()).is_ok());
@@ -678,15 +776,19 @@ fn bad_input_is_an_error() {
     assert!(zeros(&[1, 3, 6]).transpose(1, 2).unwrap().apply_op1(linear).is_err(), "strided");
     assert!(zeros(&[1, 5, 3]).apply_op1(conv.clone()).is_err(), "5 pixels for 6");
     assert!(zeros(&[1, 6, 4]).apply_op1(conv.clone()).is_err(), "4 channels for 3");
+    assert!(x.apply_op1(Conv3x3 { repeat: 0, ..conv.clone() }).is_err(), "no picture");
+    assert!(x.apply_op1(Conv3x3 { stride: 0, ..conv.clone() }).is_err(), "no stride");
     assert!(zeros(&[6, 3]).apply_op1(conv.clone()).is_err(), "no batch");
     assert!(x.apply_op1(Conv3x3 { bias: zeros(&[3]), ..conv.clone() }).is_err(), "3 biases for 4 channels");
     assert!(zeros(&[1, 6, 3]).apply_op1(group(2)).is_err(), "3 channels for 4");
     assert!(zeros(&[1, 6, 4]).apply_op1(group(3)).is_err(), "4 channels in 3 groups");
     assert!(zeros(&[1, 6, 4]).apply_op1(group(0)).is_err(), "no groups");
     assert!(zeros(&[1, 6, 3]).apply_op1(layer).is_err(), "3 channels for 4");
-    assert!(zeros(&[1, 6, 3]).apply_op1(Geglu).is_err(), "odd");
+    assert!(zeros(&[1, 6, 3]).apply_op1(Geglu { isa: isa::best() }).is_err(), "odd");
 
-    let attend = |q: &[usize], kv: &[usize], heads, causal| zeros(q).apply_op2(&zeros(kv), Attention { heads, causal });
+    let attend = |q: &[usize], kv: &[usize], heads, causal| {
+        zeros(q).apply_op2(&zeros(kv), Attention { heads, causal, isa: isa::best() })
+    };
     assert!(attend(&[1, 6, 4], &[1, 6, 8], 2, true).is_ok());
     assert!(attend(&[1, 6, 4], &[1, 6, 8], 3, false).is_err(), "4 channels in 3 heads");
     assert!(attend(&[1, 6, 4], &[1, 6, 8], 0, false).is_err(), "no heads");
@@ -695,7 +797,10 @@ fn bad_input_is_an_error() {
     assert!(attend(&[1, 6, 4], &[1, 7, 8], 2, true).is_err(), "causal, 6 to 7");
     assert!(attend(&[1, 6, 4], &[1, 0, 8], 2, false).is_err(), "nothing to attend to");
     let strided = zeros(&[1, 4, 6]).transpose(1, 2).unwrap();
-    assert!(strided.apply_op2(&zeros(&[1, 6, 8]), Attention { heads: 2, causal: false }).is_err(), "strided rows");
+    assert!(
+        strided.apply_op2(&zeros(&[1, 6, 8]), Attention { heads: 2, causal: false, isa: isa::best() }).is_err(),
+        "strided rows"
+    );
 }
 
 #[test]

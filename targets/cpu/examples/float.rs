@@ -1,0 +1,138 @@
+//! Times attention, norms and GEGLU at the shapes of Stable Diffusion 1.5's UNet at 512x512.
+//!
+//!     cargo run --release -p pleinair-cpu --example float [ISA]...
+//!
+//! Milliseconds, the best of the rounds; results are compared with those of plain Rust first.
+
+use candle_core::{CustomOp1, Device, Result, Tensor};
+use pleinair_cpu::isa::{self, Isa};
+use pleinair_cpu::{Attention, Geglu, GroupNorm, LayerNorm};
+use std::time::Instant;
+
+/// Every op is timed this often.
+const ROUNDS: usize = 9;
+
+/// Runs an op on arguments of its own.
+type Run = Box<dyn Fn() -> Result<Tensor> + Send + Sync>;
+
+/// An op at one shape.
+#[derive(Clone, Copy)]
+enum Shape {
+    Attention { queries: usize, keys: usize, channels: usize },
+    GroupNorm { pixels: usize, channels: usize },
+    LayerNorm { pixels: usize, channels: usize },
+    Geglu { pixels: usize, channels: usize },
+}
+
+const SHAPES: &[Shape] = &[
+    Shape::Attention { queries: 4096, keys: 4096, channels: 320 },
+    Shape::Attention { queries: 1024, keys: 1024, channels: 640 },
+    Shape::Attention { queries: 256, keys: 256, channels: 1280 },
+    Shape::Attention { queries: 64, keys: 64, channels: 1280 },
+    Shape::Attention { queries: 4096, keys: 77, channels: 320 },
+    Shape::Attention { queries: 1024, keys: 77, channels: 640 },
+    Shape::Attention { queries: 256, keys: 77, channels: 1280 },
+    Shape::Attention { queries: 64, keys: 77, channels: 1280 },
+    Shape::GroupNorm { pixels: 4096, channels: 320 },
+    Shape::GroupNorm { pixels: 4096, channels: 960 },
+    Shape::GroupNorm { pixels: 1024, channels: 640 },
+    Shape::GroupNorm { pixels: 256, channels: 1280 },
+    Shape::GroupNorm { pixels: 64, channels: 2560 },
+    Shape::LayerNorm { pixels: 4096, channels: 320 },
+    Shape::LayerNorm { pixels: 1024, channels: 640 },
+    Shape::LayerNorm { pixels: 256, channels: 1280 },
+    Shape::Geglu { pixels: 4096, channels: 1280 },
+    Shape::Geglu { pixels: 1024, channels: 2560 },
+    Shape::Geglu { pixels: 256, channels: 5120 },
+];
+
+impl Shape {
+    fn name(self) -> String {
+        match self {
+            Shape::Attention { queries, keys, channels } => {
+                format!("attention {queries} to {keys}, 8 x {}", channels / 8)
+            }
+            Shape::GroupNorm { pixels, channels } => format!("group norm + SiLU {pixels} x {channels}"),
+            Shape::LayerNorm { pixels, channels } => format!("layer norm {pixels} x {channels}"),
+            Shape::Geglu { pixels, channels } => format!("GEGLU {pixels} x {channels}"),
+        }
+    }
+
+    /// The op on one instruction set, ready to be run any number of times.
+    fn op(self, isa: Isa) -> Result<Run> {
+        let numbers = |shape: (usize, usize, usize)| {
+            let waves =
+                (0..shape.0 * shape.1 * shape.2).map(|i| 2.0 * ((i as f32 * 0.7).sin() + (i % 997) as f32 / 997.0));
+            Tensor::from_vec(waves.collect::<Vec<f32>>(), shape, &Device::Cpu)
+        };
+        fn applied(op: impl CustomOp1 + Send + Sync + 'static, x: Tensor) -> Run {
+            Box::new(move || x.apply_op1_no_bwd(&op))
+        }
+        let affine = |channels| {
+            Ok::<_, candle_core::Error>((
+                numbers((1, 1, channels))?.flatten_all()?,
+                numbers((1, 1, channels))?.flatten_all()?,
+            ))
+        };
+        Ok(match self {
+            Shape::Attention { queries, keys, channels } => {
+                let op = Attention { heads: 8, causal: false, isa };
+                // as the layers do: of a joint projection, or of all layers' keys and values side by side
+                let joint = numbers((1, queries, 3 * channels))?;
+                let kv = if keys == queries {
+                    joint.narrow(2, channels, 2 * channels)?
+                } else {
+                    numbers((1, keys, 2 * channels))?
+                };
+                let q = if keys == queries { joint.narrow(2, 0, channels)? } else { numbers((1, queries, channels))? };
+                Box::new(move || q.apply_op2_no_bwd(&kv, &op))
+            }
+            Shape::GroupNorm { pixels, channels } => {
+                let (weight, bias) = affine(channels)?;
+                applied(
+                    GroupNorm { weight, bias, groups: 32, eps: 1e-5, silu: true, isa },
+                    numbers((1, pixels, channels))?,
+                )
+            }
+            Shape::LayerNorm { pixels, channels } => {
+                let (weight, bias) = affine(channels)?;
+                applied(LayerNorm { weight, bias, eps: 1e-5, isa }, numbers((1, pixels, channels))?)
+            }
+            Shape::Geglu { pixels, channels } => applied(Geglu { isa }, numbers((1, pixels, 2 * channels))?),
+        })
+    }
+}
+
+/// The largest difference of two results over the largest value of the second.
+fn difference(got: &Tensor, want: &Tensor) -> Result<f32> {
+    let largest = |x: Tensor| x.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+    Ok(largest((got - want)?)? / largest(want.clone())?)
+}
+
+fn main() -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let names: Vec<String> = std::env::args().skip(1).collect();
+    let isas = match names.is_empty() {
+        true => vec![isa::best()],
+        false => names.iter().map(|name| isa::choose(Some(name))).collect::<std::result::Result<_, _>>()?,
+    };
+    println!("| op | isa | 1 core | 2 cores |\n| --- | --- | --- | --- |");
+    for &shape in SHAPES {
+        let plain = shape.op(isa::choose(Some("scalar"))?)?()?;
+        for &isa in &isas {
+            let op = shape.op(isa)?;
+            let off = difference(&op()?, &plain)?;
+            assert!(off <= 1e-5, "{} on {isa} is off by {off}", shape.name());
+            let mut best = [f64::MAX; 2];
+            for (best, threads) in best.iter_mut().zip([1, 2]) {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+                for _ in 0..ROUNDS {
+                    let start = Instant::now();
+                    pool.install(&*op)?;
+                    *best = best.min(1e3 * start.elapsed().as_secs_f64());
+                }
+            }
+            println!("| {} | {isa} | {:.2} | {:.2} |", shape.name(), best[0], best[1]);
+        }
+    }
+    Ok(())
+}

@@ -7,6 +7,7 @@ Prints one JSON object with the keys of `pleinair bench --json`. The model is th
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import sys
 import time
@@ -148,7 +149,6 @@ class Torch:
         ids = torch.full((batch, 77), 49407)
         ids[:, 0], ids[:, 1:9] = 49406, torch.arange(320, 328)
         placeholder, original = 327, words.detach().clone()
-        others = torch.arange(len(words)) != placeholder
         autocast = (
             torch.autocast("cpu", torch.bfloat16) if self.dtype == torch.bfloat16 else contextlib.nullcontext()
         )
@@ -165,8 +165,8 @@ class Torch:
                 raise SystemExit("no gradient reached the style's vector")
             optimizer.step()
             optimizer.zero_grad()
-            with torch.no_grad():  # only the style's vector may move
-                words[others] = original[others]
+            with torch.no_grad():  # the script puts every word but the style's back; all of them: each run has one input
+                words.copy_(original)
             return loss.item()
 
         return measure(runs, run)
@@ -240,10 +240,9 @@ class SdCpp:
     def __init__(self, model, work, dtype):
         from stable_diffusion_cpp import StableDiffusion
 
-        part = lambda folder: str(next((model / folder).glob("*.safetensors")))
+        # its own guess at the number of threads is one on some virtual machines with two cores
         self.engine = StableDiffusion(
-            diffusion_model_path=part("unet"), clip_l_path=part("text_encoder"), vae_path=part("vae"),
-            wtype={"f16": "f16", "q8_0": "q8_0"}[dtype], vae_decode_only=True, verbose=False,
+            model_path=str(model), wtype=dtype, n_threads=os.cpu_count(), vae_decode_only=True, verbose=False
         )
 
     def picture(self, size, steps, guidance):

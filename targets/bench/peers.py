@@ -39,24 +39,27 @@ SHORT = {"int8": "our int8", "f32": "our f32"}
 NOT_MEASURED = [
     "candle's own stable-diffusion example: not measured (a second Rust build; its CPU path is f32 through `gemm`)",
     "tract: not measured as a peer (it has no UNet of its own; it decodes the picture inside our painting)",
-    "OpenVINO: the UNet only; painting and learning are not measured",
+    "OpenVINO: the UNet only; painting and learning are not measured. stable-diffusion.cpp: no learning, one latent at a time",
 ]
 
 
 def cases(quick):
-    """What is measured: kind, pixels, batch, steps, runs a process, rounds, and the peers that can do it."""
-    rounds, steps = (2, 4) if quick else (5, 25)
+    """What is measured, the weightiest first: kind, pixels, batch, steps, runs a process, rounds, and who can do it."""
     everyone = [peer for _, peer in PAIRS]
+    if quick:
+        everyone.remove("openvino-f32")
     single = [peer for peer in everyone if not peer.startswith("sdcpp")]
     painters = [peer for peer in everyone if not peer.startswith("openvino")]
-    unet = [
-        dict(what="unet", size=size, batch=batch, runs=3, rounds=rounds, peers=everyone if batch == 1 else single)
-        for size in (256, 512)
-        for batch in (1, 2)
-    ]
+
+    def unet(size, batch):
+        rounds = (2 if batch == 1 else 1) if quick else 5
+        peers = everyone if batch == 1 else single
+        return dict(what="unet", size=size, batch=batch, runs=2 if quick else 3, rounds=rounds, peers=peers)
+
+    rounds, steps = (1, 2) if quick else (3, 25)
+    learn = dict(what="learn", size=512, batch=1, runs=1 if quick else 2, rounds=rounds, peers=["torch-bf16", "torch-f32"])
     paint = dict(what="paint", size=512, batch=1, steps=steps, runs=1, rounds=rounds, peers=painters)
-    learn = dict(what="learn", size=512, batch=1, runs=2, rounds=rounds, peers=["torch-bf16", "torch-f32"])
-    return [*unet, paint, learn]
+    return [unet(512, 1), learn, paint, unet(256, 1), unet(512, 2), unet(256, 2)]
 
 
 class Race:
@@ -201,7 +204,7 @@ def main():
     parser.add_argument("--pleinair", type=Path, required=True, help="the optimised program")
     parser.add_argument("--model", type=Path, required=True, help="SD 1.5 in f32; its int8 bundle beside it ends in -int8")
     parser.add_argument("--work", type=Path, required=True, help="for what peers convert once")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, paintings of 4 steps, stable-diffusion.cpp once")
+    parser.add_argument("--quick", action="store_true", help="one or two rounds, a painting of 2 steps, no OpenVINO f32")
     parser.add_argument("--only", choices=["unet", "paint", "learn"], help="leave the rest out, and write no results")
     parser.add_argument("--note", default="", help="what else ran on the machine, kept with the results")
     parser.add_argument("--table", type=Path, help="print the table of kept results and do nothing else")

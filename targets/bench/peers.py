@@ -88,7 +88,8 @@ class Race:
         label = f"{case['what']} {case['size']} batch {case['batch']} {who}"
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines()
-            self.failed[key] = lines[-1] if lines else f"ended by {done.returncode}"
+            reason = lines[-1] if lines else f"ended by {done.returncode}"
+            self.failed[key] = re.sub(r"(?<![\w.])/\S*/", "", reason)  # results name no folder of this machine
             print(f"{label}: {self.failed[key]}", file=sys.stderr)
             return None
         # ours is laid out over lines; peers may talk before their last line

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint build bundles measure-convert tools fuzz-tools references clean
+.PHONY: help demo test fuzz lint build bundles measure-convert bench-peers tools fuzz-tools references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -67,6 +67,9 @@ measure-convert: build ## convert a model of SD 1.5's full size to int8: time, m
 	$(QUANTIZE) convert --from $(MEASURED) --dtype int8 --force --out $(MEASURED)-int8 | tee $(MEASURED)-int8.log
 	@awk '/^converted in/ { found = 1; fine = $$3 <= 15 && $$8 <= 0.27 && $$16 <= 600 } \
 		END { if (!found || !fine) { print "over a limit: 15 s, 0.27 of f32, 600 MB resident"; exit 1 } }' $(MEASURED)-int8.log
+
+bench-peers: build ## ours beside PyTorch, OpenVINO and stable-diffusion.cpp in one run (Python, 20 GB, hours; QUICK=--quick)
+	PLEINAIR=$(PLEINAIR) QUANTIZE=$(QUANTIZE) MEASURED=$(MEASURED) targets/bench/peers.sh $(QUICK)
 
 tools: ## what the build itself needs: Rust and a C compiler
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing; install it with rustup" >&2; exit 1; }

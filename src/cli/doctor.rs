@@ -102,7 +102,7 @@ struct SelfTest {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    let memory = |key| std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| meminfo(&text, key));
+    let memory = |key| std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| proc_bytes(&text, key));
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         device: "cpu",
@@ -239,8 +239,8 @@ fn walk(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// A line of `/proc/meminfo`, such as `MemTotal:  16384 kB`, in bytes.
-fn meminfo(text: &str, key: &str) -> Option<u64> {
+/// A line of `/proc/meminfo` and its like, such as `MemTotal:  16384 kB`, in bytes.
+pub(super) fn proc_bytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
 }
@@ -303,7 +303,7 @@ impl Report {
     }
 }
 
-fn binary(bytes: u64) -> String {
+pub(super) fn binary(bytes: u64) -> String {
     match bytes {
         0..1_024 => format!("{bytes} B"),
         1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
@@ -319,10 +319,10 @@ mod tests {
     #[test]
     fn memory_is_read_from_the_kernels_table() {
         let text = "MemTotal:       16384 kB\nMemAvailable:    1 kB\nHugePages_Total:   0\n";
-        assert_eq!(meminfo(text, "MemTotal"), Some(16 << 20));
-        assert_eq!(meminfo(text, "MemAvailable"), Some(1024));
+        assert_eq!(proc_bytes(text, "MemTotal"), Some(16 << 20));
+        assert_eq!(proc_bytes(text, "MemAvailable"), Some(1024));
         assert_eq!(
-            (meminfo(text, "Mem"), meminfo(text, "HugePages_Total"), meminfo("", "MemTotal")),
+            (proc_bytes(text, "Mem"), proc_bytes(text, "HugePages_Total"), proc_bytes("", "MemTotal")),
             (None, None, None)
         );
     }

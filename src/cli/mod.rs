@@ -1,5 +1,6 @@
 //! The command line: arguments to calls, one file a subcommand.
 
+mod bench;
 mod doctor;
 mod interrupt;
 mod learn;
@@ -44,6 +45,8 @@ enum Command {
     Styles(styles::Arguments),
     /// Say what this machine and a model can do, and test the model
     Doctor(doctor::Arguments),
+    /// Measure how long the networks take, and how much memory
+    Bench(bench::Arguments),
     /// Lay pictures side by side, with labels
     Sheet(sheet::Arguments),
 }
@@ -80,6 +83,7 @@ pub(super) fn run() -> Result<()> {
         Command::Mix(arguments) => mix::run(&arguments, &progress),
         Command::Styles(arguments) => styles::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Sheet(arguments) => sheet::run(&arguments, &progress),
     }
 }

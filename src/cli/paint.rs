@@ -104,14 +104,14 @@ fn sampler() -> impl TypedValueParser<Value = Sampler> {
 
 /// The size of a picture in pixels.
 #[derive(Debug, Clone, Copy)]
-enum Size {
+pub(super) enum Size {
     /// Width and height.
     Sides(usize, usize),
     /// The longer side.
     Longer(usize),
 }
 
-fn size(text: &str) -> Result<Size, String> {
+pub(super) fn size(text: &str) -> Result<Size, String> {
     let number = |side: &str| side.parse::<usize>().ok();
     let size = match text.split_once(['x', 'X']) {
         Some((width, height)) => number(width).zip(number(height)).map(|(w, h)| Size::Sides(w, h)),

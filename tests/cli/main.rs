@@ -1,6 +1,7 @@
 //! The program as people and scripts run it: exit codes, what is said, which files there are afterwards.
 
 mod bad_input;
+mod bench;
 #[path = "../reference/bundle.rs"]
 mod bundle;
 mod bundles;

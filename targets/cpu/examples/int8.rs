@@ -104,7 +104,7 @@ impl Layer {
             }
             Shape::Conv { side, channels, stride, .. } => {
                 let x = Tensor::rand(-1f32, 1.0, (1, side * side, channels), &Device::Cpu)?;
-                (x, Op::Conv(Conv3x3 { weight, bias: bias_tensor, height: side, width: side, stride }))
+                (x, Op::Conv(Conv3x3 { weight, bias: bias_tensor, height: side, width: side, stride, repeat: 1 }))
             }
         };
         let activations = x.flatten_all()?.to_vec1()?;

@@ -37,12 +37,13 @@ pub fn of(target: Target) -> Vec<Input> {
     }
 }
 
-/// The inputs kept for a target.
+/// The inputs kept for a target, if there are any.
 ///
 /// # Panics
 /// If they cannot be read.
 pub fn kept(target: Target) -> Vec<Input> {
-    files(&repository().join("tests/fuzz/corpus").join(target.name()), &[""])
+    let folder = repository().join("tests/fuzz/corpus").join(target.name());
+    if folder.is_dir() { files(&folder, &[""]) } else { vec![] }
 }
 
 fn repository() -> PathBuf {
@@ -106,12 +107,16 @@ fn manifest(folder: &Path, control: bool) -> Vec<u8> {
         "unet": network("unet", "UNet2DConditionModel", "int8", layers.clone()),
         "text_encoder": network("text_encoder", "CLIPTextModel", "f16", json!({})),
         "vae": network("vae", "AutoencoderKL", "f32", json!({})),
-        "files": {"unet.safetensors": file, "tiny_vae_decoder.onnx": file, "a/b.json": file},
+        "files": {
+            "unet.safetensors": file, "text_encoder.safetensors": file, "tokenizer.json": file, "scheduler.json": file,
+            "vae_encoder.onnx": file, "vae_decoder.onnx": file, "tiny_vae_decoder.onnx": file, "a/b.json": file,
+        },
         "quality": {"psnr": [40.0, 41.0], "seeds": 8},
     });
     if control {
         manifest["controlnet"] = network("controlnet", "ControlNetModel", "int8", layers);
         manifest["control"] = json!("soft-edge");
+        manifest["files"]["controlnet.safetensors"] = file;
     }
     manifest.to_string().into_bytes()
 }

@@ -8,7 +8,7 @@
 use candle_core::{Device, Tensor};
 use pleinair_cpu::int8::{PackedWeight, Picture, Rows, conv3x3, matmul, pack, quantize_pictures, quantize_rows};
 use pleinair_cpu::isa::{self, Isa};
-use pleinair_cpu::{Conv3x3, Linear, Values, Weight};
+use pleinair_cpu::{Conv3x3, Int8, Linear, Packing, Values, Weight};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
@@ -198,12 +198,44 @@ fn measure(layer: &Layer, isas: &[Isa], threads: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-fn main() -> Result<(), Failure> {
-    let names: Vec<String> = std::env::args().skip(1).collect();
-    let isas = match names.is_empty() {
-        true => vec![isa::best()],
-        false => names.iter().map(|name| isa::choose(Some(name))).collect::<Result<_, _>>()?,
+/// Milliseconds of a map's nearest upsampling as an op of its own before the convolution, and as a part of it.
+fn measure_upsampling(side: usize, channels: usize, isa: Isa) -> Result<(), Failure> {
+    let weight: Vec<i8> =
+        (0..9 * channels * channels).map(|i| (i * 7919 % 255) as u8 as i8).map(|w| w.max(-127)).collect();
+    let values = Values::Int8(Int8 {
+        values: pack::pack(&weight, channels, 9 * channels).into(),
+        packing: Packing::Panels,
+        scales: vec![0.001; channels].into(),
+        smooth: None,
+    });
+    let weight = Arc::new(Weight::new(channels, 9 * channels, values)?.with_kernels(isa));
+    let bias = Tensor::zeros(channels, candle_core::DType::F32, &Device::Cpu)?;
+    let conv = |repeat: usize| Conv3x3 {
+        weight: weight.clone(),
+        bias: bias.clone(),
+        height: side * 2 / repeat,
+        width: side * 2 / repeat,
+        repeat,
+        stride: 1,
     };
+    let x = Tensor::rand(-1f32, 1.0, (1, side * side, channels), &Device::Cpu)?;
+    let apart = || {
+        let x = x.reshape((1, side, 1, side, 1, channels))?.broadcast_as((1, side, 2, side, 2, channels))?;
+        x.contiguous()?.reshape((1, 4 * side * side, channels))?.apply_op1_no_bwd(&conv(1))
+    };
+    let together = || x.apply_op1_no_bwd(&conv(2));
+    assert_eq!(apart()?.flatten_all()?.to_vec1::<f32>()?, together()?.flatten_all()?.to_vec1::<f32>()?);
+    let (mut first, mut second) = (f64::MAX, f64::MAX);
+    for _ in 0..ROUNDS {
+        time(&mut first, apart)?;
+        time(&mut second, together)?;
+    }
+    println!("| {side}x{side} {channels} | {isa} | {:.2} | {:.2} |", 1e3 * first, 1e3 * second);
+    Ok(())
+}
+
+fn main() -> Result<(), Failure> {
+    let isas = isas()?;
     println!("| layer | threads | isa | f32 | int8 | int8 with quantising | ratio |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     for &shape in SHAPES {
@@ -213,5 +245,18 @@ fn main() -> Result<(), Failure> {
             pool.install(|| measure(&layer, &isas, threads))?;
         }
     }
+    println!("\n| upsampling, ms | isa | then convolution | within convolution |\n| --- | --- | --- | --- |");
+    for (side, channels) in [(32, 640), (16, 1280), (8, 1280)] {
+        isas.iter().try_for_each(|&isa| measure_upsampling(side, channels, isa))?;
+    }
     Ok(())
+}
+
+/// Those that are named, else the fastest.
+fn isas() -> Result<Vec<Isa>, Failure> {
+    let names: Vec<String> = std::env::args().skip(1).collect();
+    Ok(match names.is_empty() {
+        true => vec![isa::best()],
+        false => names.iter().map(|name| isa::choose(Some(name))).collect::<Result<_, _>>()?,
+    })
 }

@@ -635,8 +635,8 @@ fn layer_norm() {
     }
 }
 
-/// Sizes around the backward's block of 64 queries, the forward's of 48, 24, 12 and 8, its blocks of 128 keys and its tiles
-/// of 8 and 4 keys and channels: (batch, queries, keys, channels, heads).
+/// Sizes around the backward's block of 64 queries, the forward's of 48, 16, 12 and 8, its blocks of about 128 keys and its tiles
+/// of 8, 6 and 4 keys and channels: (batch, queries, keys, channels, heads).
 const ATTENTIONS: [(usize, usize, usize, usize, usize); 20] = [
     (1, 1, 1, 1, 1),
     (2, 1, 77, 8, 2),
@@ -652,8 +652,8 @@ const ATTENTIONS: [(usize, usize, usize, usize, usize); 20] = [
     (1, 9, 3, 24, 1),
     (2, 12, 8, 9, 1),
     (1, 13, 127, 14, 2),
-    (1, 23, 128, 40, 1),
-    (1, 25, 129, 48, 2),
+    (1, 15, 128, 40, 1),
+    (1, 17, 129, 48, 2),
     (1, 47, 136, 160, 1),
     (1, 49, 257, 80, 1),
     (1, 96, 96, 64, 2),

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-/// The most keys of a block: its scores stay in the first-level cache.
+/// The most keys of a block, but for whole tiles: its scores stay in the first-level cache.
 const KEYS: usize = 128;
 /// Parts of the work that a thread gets, if there are enough: threads that are disturbed leave theirs to others.
 const PARTS_PER_THREAD: usize = 4;
@@ -46,8 +46,8 @@ macro_rules! tiles {
 tiles! {
     #[cfg(target_arch = "x86_64")] Amx: 8 x 3,
     #[cfg(target_arch = "x86_64")] Avx512Vnni: 8 x 3,
-    #[cfg(target_arch = "x86_64")] AvxVnni: 4 x 3,
-    #[cfg(target_arch = "x86_64")] Avx2: 4 x 3,
+    #[cfg(target_arch = "x86_64")] AvxVnni: 6 x 2,
+    #[cfg(target_arch = "x86_64")] Avx2: 6 x 2,
     #[cfg(target_arch = "aarch64")] NeonI8mm: 8 x 3,
     #[cfg(target_arch = "aarch64")] NeonDotprod: 8 x 3,
     #[cfg(target_arch = "aarch64")] Neon: 8 x 3,

@@ -1,6 +1,7 @@
 //! What a painting should be.
 
 use crate::bundle::Bundle;
+use crate::bundle::manifest::hexadecimal;
 use crate::camera::Frame;
 use crate::prompt::{PromptStyle, Template, Tokenizer};
 use crate::sampler::{Guidance, Sampler};
@@ -11,8 +12,7 @@ use sha2::{Digest, Sha256};
 
 /// In hexadecimal.
 fn sha256(bytes: impl Iterator<Item = u8>) -> String {
-    let digest = Sha256::digest(bytes.collect::<Vec<_>>());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(Sha256::new_with_prefix(bytes.collect::<Vec<_>>()))
 }
 
 /// How a content picture becomes the latent that painting starts from.

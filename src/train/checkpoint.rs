@@ -3,6 +3,7 @@
 use super::adamw::AdamW;
 use super::log::by_stage;
 use super::{Lesson, Study};
+use crate::bundle::manifest::hexadecimal;
 use crate::bundle::write::write_atomically;
 use crate::sampler::{RngState, TorchRng};
 use crate::{Error, Result};
@@ -161,5 +162,5 @@ pub(super) fn fingerprint(base: &str, lesson: &Lesson) -> String {
     }
     let Lesson { token, stages, batch, init, seed, .. } = lesson;
     sha.update(format!("{token:?} {stages} {batch} {init:?} {seed}"));
-    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(sha)
 }

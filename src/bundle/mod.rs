@@ -55,18 +55,12 @@ impl Bundle {
         if !folder.is_dir() {
             return Err(Error::file(folder, "there is no such model folder; name one with --bundle"));
         }
-        let bundle = match folder.join(manifest::FILE_NAME).is_file() {
-            true => Self::open_bundle(folder)?,
-            false => Self::open_diffusers(folder)?,
-        };
-        let problems = bundle.problems();
-        if problems.is_empty() { Ok(bundle) } else { Err(Error::Model { folder: bundle.folder, problems }) }
-    }
-
-    fn open_bundle(folder: &Path) -> Result<Self> {
+        if !folder.join(manifest::FILE_NAME).is_file() {
+            return Self::open_diffusers(folder)?.checked();
+        }
         let manifest = Manifest::read(folder)?;
         manifest.verify(folder)?;
-        Ok(Self::from_manifest(folder, manifest))
+        Self::describe(folder, manifest)
     }
 
     /// The bundle that a manifest describes, wherever its files are; they are not looked at.
@@ -74,13 +68,7 @@ impl Bundle {
     /// # Errors
     /// If it describes a network that this program does not run; every such key is named.
     pub fn describe(folder: &Path, manifest: Manifest) -> Result<Self> {
-        let bundle = Self::from_manifest(folder, manifest);
-        let problems = bundle.problems();
-        if problems.is_empty() { Ok(bundle) } else { Err(Error::Model { folder: bundle.folder, problems }) }
-    }
-
-    fn from_manifest(folder: &Path, manifest: Manifest) -> Self {
-        Bundle {
+        let bundle = Bundle {
             unet: manifest.unet.config.clone(),
             text: manifest.text_encoder.config.clone(),
             vae: manifest.vae.config.clone(),
@@ -89,7 +77,14 @@ impl Bundle {
             probe: None,
             isa: isa::best(),
             folder: folder.to_path_buf(),
-        }
+        };
+        bundle.checked()
+    }
+
+    /// Itself, if nothing is wrong with its configurations.
+    fn checked(self) -> Result<Self> {
+        let problems = self.problems();
+        if problems.is_empty() { Ok(self) } else { Err(Error::Model { folder: self.folder, problems }) }
     }
 
     fn open_diffusers(folder: &Path) -> Result<Self> {

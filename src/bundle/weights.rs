@@ -37,8 +37,8 @@ pub struct Weights {
 
 /// Sees every product of a network while it runs; for calibration.
 pub trait Probe: std::fmt::Debug + Send + Sync {
-    /// `layer`, such as `unet.down_blocks.0.attentions.0.proj_in`, is about to be multiplied with `x: [B, N, in]`. A weight in the answer
-    /// takes the place of the layer's own this time.
+    /// `layer`, such as `unet.down_blocks.0.attentions.0.proj_in`, is about to be multiplied with `x: [B, N, in]`. A
+    /// weight in the answer takes the place of the layer's own this time.
     ///
     /// # Errors
     /// Whatever keeps the probe from seeing; it ends the run.

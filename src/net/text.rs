@@ -23,7 +23,8 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Loads the bundle's text encoder, its weights as they are stored. Names may carry the prefix `text_model.` (older checkpoints) or not.
+    /// Loads the bundle's text encoder, its weights as they are stored. Names may carry the prefix `text_model.` (older
+    /// checkpoints) or not.
     ///
     /// # Errors
     /// Every tensor that is missing or misshapen, by name.

@@ -61,7 +61,8 @@ impl Style {
         write_atomically(path, |file| file.write_all(&bytes))
     }
 
-    /// The bytes that [`Style::save`] writes. The header is put together here because the crate's keeps metadata in random order.
+    /// The bytes that [`Style::save`] writes. The header is put together here because the crate's keeps metadata in random
+    /// order.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut header = Map::new();
         header.insert("__metadata__".to_owned(), json!(self.metadata()));

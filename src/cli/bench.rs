@@ -1,7 +1,7 @@
 //! `pleinair bench`: how long this machine takes, and how much memory, with the answer checked before a time is told.
 
 use super::doctor::binary;
-use super::paint::{GUIDANCE, NEGATIVE, Size, size};
+use super::paint::{Size, plain_order, size};
 use super::{model, print, print_json};
 use candle_core::Tensor;
 use clap::ValueEnum;
@@ -9,9 +9,9 @@ use pleinair::bundle::Bundle;
 use pleinair::bundle::manifest::Dtype;
 use pleinair::camera::Frame;
 use pleinair::net::{TextKv, Unet};
-use pleinair::painter::{Inversion, Order, Painter};
+use pleinair::painter::{Order, Painter};
 use pleinair::prompt::{Conditioning, Template};
-use pleinair::sampler::{Guidance, GuidanceForm, Sampler, TorchRng};
+use pleinair::sampler::TorchRng;
 use pleinair::train::{self, Batch, Lesson, Prompts, Study};
 use pleinair::{Error, Result};
 use pleinair_cpu::isa::Isa;
@@ -177,7 +177,8 @@ impl Subject {
             }
             What::Paint => {
                 let painter = Box::new(Painter::new(bundle)?);
-                Subject::Paint { painter, order: Box::new(order((width, height), arguments.steps)?) }
+                let prompt = Template::literal("a painting of a boat on a lake");
+                Subject::Paint { painter, order: Box::new(plain_order(prompt, (width, height), arguments.steps)?) }
             }
             What::Learn => {
                 let painter = Box::new(Painter::new(bundle)?);
@@ -219,24 +220,6 @@ impl Subject {
             }
         }
     }
-}
-
-/// A painting from a prompt, guided by two branches.
-fn order(size: (usize, usize), steps: usize) -> Result<Order> {
-    Ok(Order {
-        prompt: Template::literal("a painting of a boat on a lake"),
-        negative: NEGATIVE.to_owned(),
-        styles: vec![],
-        content: None,
-        size,
-        steps,
-        strength: 1.0,
-        sampler: Sampler::DpmSolverPp2M,
-        guidance: Guidance::new(0.0, 0.0, GUIDANCE, GuidanceForm::Paper)?,
-        control_scale: 0.0,
-        inversion: Inversion::Noise,
-        seed: 0,
-    })
 }
 
 /// A lesson for its prompt; the latents are drawn, so its picture is never looked at.

@@ -1,14 +1,13 @@
 //! `pleinair doctor`: what this machine is, and whether a model on it works.
 
-use super::paint::NEGATIVE;
+use super::paint::plain_order;
 use super::{model, print, print_json};
 use pleinair::bundle::Bundle;
 use pleinair::bundle::manifest::{Dtype, FileEntry, Manifest, Target};
 use pleinair::bundle::weights::Weights;
 use pleinair::net::{ControlNet, TextEncoder, Unet};
-use pleinair::painter::{Inversion, Order, Painter};
+use pleinair::painter::Painter;
 use pleinair::prompt::{Template, Tokenizer};
-use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::side::vae::Vae;
 use pleinair::{Error, Result};
 use pleinair_cpu::Isa;
@@ -193,20 +192,7 @@ fn open_each(bundle: &Bundle, problems: &mut Vec<String>) {
 /// Two steps of text to image at the smallest size.
 fn self_test(painter: &Painter) -> Result<SelfTest> {
     let side = painter.bundle().size_step();
-    let order = Order {
-        prompt: Template::literal("a painting"),
-        negative: NEGATIVE.to_owned(),
-        styles: vec![],
-        content: None,
-        size: (side, side),
-        steps: 2,
-        strength: 1.0,
-        sampler: Sampler::DpmSolverPp2M,
-        guidance: Guidance::new(0.0, 0.0, super::paint::GUIDANCE, GuidanceForm::Paper)?,
-        control_scale: 0.0,
-        inversion: Inversion::Noise,
-        seed: 0,
-    };
+    let order = plain_order(Template::literal("a painting"), (side, side), 2)?;
     let began = Instant::now();
     let canvas = painter.paint(&order, &mut |_| Ok(()))?;
     Ok(SelfTest { width: canvas.width(), height: canvas.height(), seconds: began.elapsed().as_secs_f64() })

@@ -1,15 +1,14 @@
 //! `pleinair learn`: a style from one picture or a few.
 
 use super::interrupt::Interrupt;
-use super::paint::{GUIDANCE, NEGATIVE, beside, metadata};
+use super::paint::{beside, metadata, plain_order};
 use super::progress::{Event, Progress};
 use super::{model, style};
 use pleinair::bundle::write::check_writable;
 use pleinair::camera::Frame;
 use pleinair::canvas::{Canvas, contact_sheet};
-use pleinair::painter::{Inversion, Order, Painter, StyleChoice};
+use pleinair::painter::{Order, Painter, StyleChoice};
 use pleinair::prompt::{PromptStyle, Template};
-use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::style::Style;
 use pleinair::train::{self, Files, Lesson, Study};
 use pleinair::{Error, Result};
@@ -163,19 +162,7 @@ impl Preview<'_> {
     }
 
     fn order(&self, prompt: Template, style: &Style) -> Result<Order> {
-        Ok(Order {
-            prompt,
-            negative: NEGATIVE.to_owned(),
-            styles: vec![StyleChoice::Learned(style.clone())],
-            content: None,
-            size: self.painter.bundle().native_size_like(1, 1),
-            steps: PREVIEW_STEPS,
-            strength: 1.0,
-            sampler: Sampler::DpmSolverPp2M,
-            guidance: Guidance::new(0.0, 0.0, GUIDANCE, GuidanceForm::Paper)?,
-            control_scale: 0.0,
-            inversion: Inversion::Noise,
-            seed: 0,
-        })
+        let size = self.painter.bundle().native_size_like(1, 1);
+        Ok(Order { styles: vec![StyleChoice::Learned(style.clone())], ..plain_order(prompt, size, PREVIEW_STEPS)? })
     }
 }

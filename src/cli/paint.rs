@@ -20,6 +20,24 @@ pub(super) const NEGATIVE: &str =
     "low resolution, poorly drawn, worst quality, low quality, normal quality, blurry image, artifact";
 /// Guidance scale of the prompt as a whole, ln in the paper.
 pub(super) const GUIDANCE: f64 = 5.0;
+
+/// Text to image without a style, with every setting as it is by default but size and steps.
+pub(super) fn plain_order(prompt: Template, size: (usize, usize), steps: usize) -> Result<Order> {
+    Ok(Order {
+        prompt,
+        negative: NEGATIVE.to_owned(),
+        styles: vec![],
+        content: None,
+        size,
+        steps,
+        strength: 1.0,
+        sampler: Sampler::DpmSolverPp2M,
+        guidance: Guidance::new(0.0, 0.0, GUIDANCE, GuidanceForm::Paper)?,
+        control_scale: 0.0,
+        inversion: Inversion::Noise,
+        seed: 0,
+    })
+}
 /// No picture is larger than this, in pixels.
 const LARGEST: usize = 1 << 24;
 

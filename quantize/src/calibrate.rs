@@ -117,7 +117,11 @@ pub fn calibrate(
             tell(&format!("{}: measuring layer {} of {}", network.part, i + 1, pieces.len()));
             let layer = format!("{}.{}", network.part, piece.layer);
             let rows = mapped_rows(&weights, piece)?;
-            let smooth = locked(&watch.inputs).get(&layer).and_then(|inputs| smoothing(&rows, piece, inputs));
+            let smooth = match network.packing() {
+                Packing::Panels => locked(&watch.inputs).get(&layer).and_then(|inputs| smoothing(&rows, piece, inputs)),
+                // these inputs stay as they are, and smoothing would only make the weights coarser
+                Packing::Rows => None,
+            };
             *locked(&watch.instead) =
                 Some((layer, Arc::new(as_int8(&rows, piece, smooth.as_deref(), network.packing())?)));
             let psnr = all_estimates(&painter, &orders, interrupted)?.compared_with(&plain).psnr();
@@ -187,10 +191,11 @@ fn smoothing(rows: &[f32], piece: &Piece, inputs: &Inputs) -> Option<Vec<f32>> {
         let mean = (raw.iter().map(|s| s.ln()).sum::<f32>() / channels as f32).exp();
         raw.into_iter().map(|s| s / mean).collect()
     };
-    let (best, scales) = ALPHAS.into_iter().map(|alpha| (alpha, scales(alpha))).min_by(|a, b| {
-        let error = |scales: &[f32]| predicted_error(rows, piece, inputs, scales);
-        error(&a.1).total_cmp(&error(&b.1))
-    })?;
+    let candidates = ALPHAS.into_iter().map(|alpha| {
+        let scales = scales(alpha);
+        (predicted_error(rows, piece, inputs, &scales), alpha, scales)
+    });
+    let (_, best, scales) = candidates.min_by(|a, b| a.0.total_cmp(&b.0))?;
     (best != 0.0).then_some(scales)
 }
 

@@ -5,7 +5,6 @@ use pleinair::bundle::manifest::{Dtype, Layer};
 use pleinair::bundle::weights::{Packing, Values, Weights};
 use pleinair_quantize::calibrate::{Budget, calibrate};
 use pleinair_quantize::network::Network;
-use pleinair_quantize::report::Quality;
 use pleinair_quantize::tensors;
 
 /// Rules that leave the middle of the UNet and of the ControlNet to be measured, for the tests' sake.
@@ -57,17 +56,17 @@ fn a_budget_nobody_meets_keeps_every_layer() {
     assert_eq!(manifest.unet.layers["conv_in"].kept.as_deref(), Some("default"));
 
     // what was measured when the bundle was made can be measured again
-    let quality = manifest.quality.unwrap();
-    assert_eq!((&quality["seeds"], quality["latents_psnr"].as_array().unwrap().len()), (&8.into(), 8));
+    let written = manifest.quality.unwrap();
+    assert_eq!((&written["seeds"], written["latents_psnr"].as_array().unwrap().len()), (&8.into(), 8));
     let full = studio.convert(&tiny(), "f32", &[], "full");
-    let again = Quality::measure(&full, &bundle, 2, &AtomicBool::new(false)).unwrap();
-    let first = |key: &str| quality[key].as_array().unwrap()[..2].to_vec();
+    let again = quality(&full, &bundle, 2);
+    let first = |key: &str| written[key].as_array().unwrap()[..2].to_vec();
     let figures = |values: &[Option<f64>]| values.iter().map(|db| serde_json::json!(db)).collect::<Vec<_>>();
     println!("when made {:?}, again {:?}", first("latents_psnr"), again.latents_psnr);
     assert_eq!(first("latents_psnr"), figures(&again.latents_psnr), "against the model in f32, VAE included");
     assert_eq!(first("pictures_psnr"), figures(&again.pictures_psnr));
     let inspected = studio.run(&["inspect", "bundle"]).stdout;
-    let worst = quality["worst_latents_psnr"].as_f64().unwrap();
+    let worst = written["worst_latents_psnr"].as_f64().unwrap();
     for words in [format!("8 paintings agreed with full precision to {worst:.1} dB"), "dB as int8)".into()] {
         assert!(inspected.contains(&words), "no {words:?} in: {inspected}");
     }
@@ -134,8 +133,12 @@ fn smoothing_evens_out_a_loud_channel() {
     assert!(smooth.len() == 16 && (0..16).all(|i| i == 5 || smooth[5] > 5.0 * smooth[i]), "{:?}", &smooth[..]);
     assert!(matches!(uneven.values(), Values::Int8(int8) if int8.smooth.is_none()));
 
-    let quality = |bundle: &Path| Quality::measure(&model, bundle, 1, &AtomicBool::new(false)).unwrap();
-    let (with, without) = (quality(&smoothed).worst_latents_psnr, quality(&plain).worst_latents_psnr);
+    // in rows only the weights are int8, and they are better off alone
+    let rows = studio.convert(&model, "int8", &[&more[..], &["--target", "portable"]].concat(), "rows");
+    assert!(matches!(weight(&rows).values(), Values::Int8(int8) if int8.smooth.is_none()));
+
+    let worst = |bundle: &Path| quality(&model, bundle, 1).worst_latents_psnr;
+    let (with, without) = (worst(&smoothed), worst(&plain));
     let alone = manifest(&smoothed).unet.layers[layer].psnr.unwrap();
     println!("a loud channel: {with:.1} dB smoothed ({alone:.1} dB when calibrated), {without:.1} dB not");
     assert!(with >= without + 6.0 && with >= 40.0, "{with:.1} dB smoothed, {without:.1} dB not");

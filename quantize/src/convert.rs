@@ -14,6 +14,7 @@ use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConf
 use pleinair::bundle::manifest::{Control, Dtype, FORMAT, Manifest, Network as Entry, Target};
 use pleinair::bundle::weights::Packing;
 use pleinair::bundle::{Bundle, manifest};
+use pleinair::painter::Painter;
 use pleinair::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -191,7 +192,8 @@ impl Convert {
         write_json(&folder.path().join(manifest::FILE_NAME), &manifest)?;
         if let Some(full) = full {
             tell("comparing the bundle with the model");
-            let quality = Quality::measure(full.path(), folder.path(), report::SEEDS, interrupted)?;
+            let (model, bundle) = (Painter::open(full.path())?, Painter::open(folder.path())?);
+            let quality = Quality::measure(&model, &bundle, report::SEEDS, interrupted)?;
             manifest.quality = Some(serde_json::to_value(quality).expect("numbers can be written as JSON"));
             full.close().map_err(Error::io(folder.path()))?;
             write_json(&folder.path().join(manifest::FILE_NAME), &manifest)?;

@@ -79,9 +79,18 @@ fn decibels(signal: f64, noise: f64) -> f64 {
     }
 }
 
-/// A figure in dB as JSON has it, which knows no infinity: `null` stands for "unchanged".
+/// A figure in dB as JSON has it, which knows no infinity: nothing stands for "unchanged", and what is worse than any
+/// figure (or no number) is the lowest there is.
+pub fn told(decibels: f64) -> Option<f64> {
+    (decibels != f64::INFINITY).then_some(decibels.max(f64::MIN))
+}
+
+/// [`told`] for serde.
+///
+/// # Errors
+/// Those of the serializer.
 pub fn json_decibels<S: serde::Serializer>(decibels: &f64, to: S) -> Result<S::Ok, S::Error> {
-    decibels.is_finite().then_some(*decibels).serialize(to)
+    told(*decibels).serialize(to)
 }
 
 #[cfg(test)]
@@ -107,5 +116,7 @@ mod tests {
         assert_eq!(Distortion::of(&[0.0], &[0.0]).psnr(), f64::INFINITY);
         let broken = Distortion::of(&[1.0, 2.0], &[f32::NAN, 2.0]);
         assert_eq!((broken.snr(), broken.psnr()), (f64::NEG_INFINITY, f64::NEG_INFINITY));
+        let figures = [f64::INFINITY, 40.5, f64::NEG_INFINITY, f64::NAN].map(told);
+        assert_eq!(figures, [None, Some(40.5), Some(f64::MIN), Some(f64::MIN)], "only what is unchanged is nothing");
     }
 }

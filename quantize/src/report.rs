@@ -1,6 +1,6 @@
 //! `report`: what a bundle lost against the model it was made from, layer by layer and in paintings.
 
-use crate::distortion::{Distortion, json_decibels};
+use crate::distortion::{Distortion, json_decibels, told};
 use crate::layers::{Piece, pieces};
 use crate::tensors;
 use crate::trial;
@@ -12,7 +12,7 @@ use pleinair::painter::Painter;
 use pleinair::{Error, Result};
 use serde::Serialize;
 use std::fmt::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 /// Paintings by which a bundle is judged.
@@ -113,31 +113,30 @@ impl Quality {
     ///
     /// # Errors
     /// Whatever the painters report, or [`Error::Interrupted`].
-    pub fn measure(source: &Path, bundle: &Path, seeds: usize, interrupted: &AtomicBool) -> Result<Quality> {
+    pub fn measure(source: &Painter, bundle: &Painter, seeds: usize, interrupted: &AtomicBool) -> Result<Quality> {
         if seeds == 0 {
             return Err(Error::Usage("--seeds 0 compares nothing; give at least 1".into()));
         }
-        let (source, bundle) = (Painter::open(source)?, Painter::open(bundle)?);
         let (mut latents, mut pictures, mut losses, mut size) = (vec![], vec![], vec![], (0, 0));
         for seed in 0..seeds {
             let order = trial::order(source.bundle(), seed, STEPS, GUIDANCE)?;
             size = order.size;
-            let (a, b) = (trial::latent(&source, &order, interrupted)?, trial::latent(&bundle, &order, interrupted)?);
+            let (a, b) = (trial::latent(source, &order, interrupted)?, trial::latent(bundle, &order, interrupted)?);
             let values = |latent: &pleinair::net::Latent| latent.0.flatten_all()?.to_vec1::<f32>();
             latents.push(Distortion::of(&values(&a)?, &values(&b)?).psnr());
             let (a, b) = (source.decode(&a)?, bundle.decode(&b)?);
             pictures.push(psnr(&a, &b)?);
-            losses.push(repainting_loss(&source, &bundle, &order, &a, interrupted)?);
+            losses.push(repainting_loss(source, bundle, &order, &a, interrupted)?);
         }
         let worst = |all: &[f64]| all.iter().copied().fold(f64::INFINITY, f64::min);
-        let finite = |all: &[f64]| all.iter().map(|db| db.is_finite().then_some(*db)).collect();
+        let figures = |all: &[f64]| all.iter().map(|&db| told(db)).collect();
         Ok(Quality {
             seeds,
             steps: STEPS,
             size,
-            latents_psnr: finite(&latents),
+            latents_psnr: figures(&latents),
             worst_latents_psnr: worst(&latents),
-            pictures_psnr: finite(&pictures),
+            pictures_psnr: figures(&pictures),
             worst_picture_psnr: worst(&pictures),
             psnr_loss: losses.iter().sum::<f64>() / losses.len() as f64,
         })
@@ -164,13 +163,14 @@ impl Report {
     /// # Errors
     /// If either cannot be opened or they are not the same model, or [`Error::Interrupted`].
     pub fn run(&self, interrupted: &AtomicBool) -> Result<Findings> {
-        let (source, bundle) = (Bundle::open(&self.against)?, Bundle::open(&self.bundle)?);
+        let bundle = Bundle::open(&self.bundle)?;
         if bundle.manifest.is_none() {
             return Err(Error::file(&self.bundle, "is not a bundle; make one with pleinair-quantize convert"));
         }
+        let (source, bundle) = (Painter::open(&self.against)?, Painter::new(bundle)?);
         let (mut layers, mut bytes_before, mut bytes_after) = (vec![], 0, 0);
-        for (part, pieces) in networks(&bundle) {
-            let (before, after) = (source.weights(part)?, bundle.weights(part)?);
+        for (part, pieces) in networks(bundle.bundle()) {
+            let (before, after) = (source.bundle().weights(part)?, bundle.bundle().weights(part)?);
             bytes_before += before.bytes();
             bytes_after += after.bytes();
             for piece in pieces.iter().filter(|piece| piece.is_matrix()) {
@@ -179,7 +179,7 @@ impl Report {
             before.finish()?;
             after.finish()?;
         }
-        let quality = Quality::measure(&self.against, &self.bundle, self.seeds, interrupted)?;
+        let quality = Quality::measure(&source, &bundle, self.seeds, interrupted)?;
         let over_budget = self.over_budget(&layers, &quality);
         let (bundle, against) = (self.bundle.clone(), self.against.clone());
         Ok(Findings { bundle, against, layers, quality, bytes_before, bytes_after, over_budget })

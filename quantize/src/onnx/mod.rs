@@ -53,7 +53,7 @@ impl FileTensors {
 
 impl Tensors for FileTensors {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.headers().find(|header| header.name == name).map(|header| header.shape.to_vec())
+        self.0.shape(name).map(<[usize]>::to_vec)
     }
 
     fn read(&mut self, name: &str, _shape: &[usize]) -> Result<Vec<f32>> {

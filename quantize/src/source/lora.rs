@@ -1,5 +1,7 @@
 //! LoRA files: `weight * alpha / rank * up @ down` is added to the layers they were trained for (Hu et al., 2021). Three
-//! namings: diffusers' and peft's (`unet.mid_block.….to_q.lora_A.weight`), kohya's (`lora_unet_mid_block_…_to_q.lora_down.weight`), of which LCM-LoRA is one with convolutions, and kohya's over the original names.
+//! namings: diffusers' and peft's (`unet.mid_block.….to_q.lora_A.weight`), kohya's
+//! (`lora_unet_mid_block_…_to_q.lora_down.weight`), of which LCM-LoRA is one with convolutions, and kohya's over the
+//! original names.
 
 use super::configs::Configs;
 use super::file::TensorFile;

@@ -87,16 +87,16 @@ fn assert_quality(quality: &Quality, (latents, pictures): (f64, f64), what: &str
 fn int8_keeps_its_distance_over_eight_seeds() {
     let studio = Studio::new();
     let bundle = studio.convert(&tiny(), "int8", &[], "bundle");
-    let quality = Quality::measure(&tiny(), &bundle, 8, &never()).unwrap();
-    assert_eq!((quality.latents_psnr.len(), quality.pictures_psnr.len(), quality.seeds), (8, 8, 8));
-    assert_quality(&quality, INT8, "tiny int8");
+    let measured = quality(&tiny(), &bundle, 8);
+    assert_eq!((measured.latents_psnr.len(), measured.pictures_psnr.len(), measured.seeds), (8, 8, 8));
+    assert_quality(&measured, INT8, "tiny int8");
 }
 
 #[test]
 fn the_default_model_in_int8_keeps_its_distance() {
     let studio = Studio::new();
     let bundle = studio.convert(&atelier(), "int8", &[], "bundle");
-    assert_quality(&Quality::measure(&atelier(), &bundle, 1, &never()).unwrap(), INT8, "atelier int8");
+    assert_quality(&quality(&atelier(), &bundle, 1), INT8, "atelier int8");
 }
 
 #[test]
@@ -104,8 +104,8 @@ fn f16_keeps_its_distance_from_f32_and_another_model_does_not() {
     let studio = Studio::new();
     let (source, other) = (studio.synth(1, "source"), studio.synth(2, "other"));
     let bundle = studio.convert(&source, "f16", &[], "bundle");
-    assert_quality(&Quality::measure(&source, &bundle, 2, &never()).unwrap(), (F16, F16), "synth f16");
-    let other = Quality::measure(&source, &other, 2, &never()).unwrap();
+    assert_quality(&quality(&source, &bundle, 2), (F16, F16), "synth f16");
+    let other = quality(&source, &other, 2);
     println!("another model: latents {:.1} dB, pictures {:.1} dB", other.worst_latents_psnr, other.worst_picture_psnr);
     assert!(other.worst_latents_psnr < INT8.0 && other.worst_picture_psnr < INT8.1);
 }

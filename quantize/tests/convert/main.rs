@@ -17,6 +17,7 @@ use pleinair::Error;
 use pleinair::bundle::manifest::Manifest;
 use pleinair::painter::Painter;
 use pleinair_quantize::convert::{Convert, Summary};
+use pleinair_quantize::report::Quality;
 use pleinair_quantize::synth::{self, Synth};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -186,6 +187,11 @@ fn manifest(bundle: &Path) -> Manifest {
 
 fn open(folder: &Path) -> Painter {
     Painter::open(folder).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// What a bundle lost against its source.
+fn quality(source: &Path, bundle: &Path, seeds: usize) -> Quality {
+    Quality::measure(&open(source), &open(bundle), seeds, &AtomicBool::new(false)).unwrap()
 }
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint build bundles measure-convert bench-peers tools fuzz-tools references clean
+.PHONY: help demo test test-slow fuzz lint build bundles measure-convert bench-peers tools fuzz-tools references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -37,6 +37,9 @@ test: tools ## everything that must hold
 FUZZ ?=
 fuzz: fuzz-tools ## let libFuzzer look for files that break a reader, FUZZ_SECONDS=20 for each
 	tests/fuzz/run.sh $(FUZZ)
+
+test-slow: tools ## the tests that take minutes: a whole lesson through int8 on the default model
+	$(CARGO) test --workspace --no-fail-fast -- --ignored --nocapture
 
 lint: tools ## formatting and lints, no warning allowed
 	$(CARGO) fmt --all --check

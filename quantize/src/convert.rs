@@ -31,7 +31,7 @@ pub struct Convert {
     /// A diffusers folder, or a single-file checkpoint (.safetensors, .ckpt, .pth) in Stable Diffusion's first naming
     #[arg(long, value_name = "DIR|FILE")]
     pub from: PathBuf,
-    /// How weights are stored: int8 for linear layers and convolutions with f16 for the rest, all f16, or all f32
+    /// How weights are stored: int8 or bf16 for linear layers and convolutions with f16 for the rest, all f16, or all f32
     #[arg(long, value_parser = one_of::<Dtype>)]
     pub dtype: Dtype,
     /// Which machine's kernels the weights are laid out for: cpu, cuda, metal or portable
@@ -120,7 +120,7 @@ fn peak_resident_bytes() -> Option<u64> {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let manifest = &self.manifest;
+        let (manifest, dtype) = (&self.manifest, self.manifest.dtype);
         let width = manifest.files.keys().map(String::len).max().unwrap_or(0);
         for (name, entry) in &manifest.files {
             writeln!(f, "{name:<width$} {:>9.1} MB", entry.bytes as f64 / 1e6)?;
@@ -128,9 +128,9 @@ impl fmt::Display for Summary {
         let networks =
             [Some(("unet", &manifest.unet.layers)), manifest.controlnet.as_ref().map(|n| ("controlnet", &n.layers))];
         for (name, layers) in networks.into_iter().flatten() {
-            let int8 = layers.values().filter(|layer| layer.dtype == Dtype::Int8).count();
+            let as_asked = layers.values().filter(|layer| layer.dtype == manifest.dtype).count();
             let kept = layers.values().filter(|layer| layer.dtype > manifest.dtype).count();
-            writeln!(f, "{name}: {} layers, {int8} int8, {kept} kept finer than {}", layers.len(), manifest.dtype)?;
+            writeln!(f, "{name}: {} layers, {as_asked} {dtype}, {kept} kept finer than {dtype}", layers.len())?;
         }
         let bytes = manifest.files.get("unet.safetensors").map_or(0, |entry| entry.bytes);
         let ratio = bytes as f64 / (4 * manifest.unet.parameters) as f64;
@@ -270,7 +270,7 @@ impl Convert {
                     VaeKind::Tiny(_) => "AutoencoderTiny",
                 }
                 .to_owned(),
-                dtype: if self.dtype == Dtype::F32 { Dtype::F32 } else { Dtype::F16 },
+                dtype: self.dtype.max(Dtype::F16),
                 config: VaeConfig::new(vae.factor(), vae.latent_channels(), vae.scaling_factor()),
                 parameters: 0,
                 layers: BTreeMap::new(),
@@ -289,7 +289,7 @@ impl Convert {
         let config = serde_json::from_value(config.clone()).map_err(|e| {
             Error::file(&self.from, format!("the {part}'s configuration is not the one that belongs there: {e}"))
         })?;
-        let dtype = if part == Part::TextEncoder && self.dtype == Dtype::Int8 { Dtype::F16 } else { self.dtype };
+        let dtype = if part == Part::TextEncoder { self.dtype.max(Dtype::F16) } else { self.dtype };
         Ok(Entry { kind: kind.to_owned(), dtype, config, parameters: 0, layers: BTreeMap::new() })
     }
 

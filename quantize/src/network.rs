@@ -162,6 +162,7 @@ impl Network {
                         self.check_f16(&rows, piece)?;
                         in_pieces(&rows, |value| half::f16::from_f32(value).to_le_bytes(), sink)
                     }
+                    Dtype::Bf16 => in_pieces(&rows, |value| half::bf16::from_f32(value).to_le_bytes(), sink),
                     Dtype::Int8 => {
                         let smooth = self.smooth.get(&piece.layer);
                         let (values, scales) = int8::quantise(&rows, piece.inputs(), smooth.map(Vec::as_slice));
@@ -220,6 +221,7 @@ fn stored_as(dtype: Dtype) -> safetensors::Dtype {
     match dtype {
         Dtype::F32 => safetensors::Dtype::F32,
         Dtype::F16 => safetensors::Dtype::F16,
+        Dtype::Bf16 => safetensors::Dtype::BF16,
         Dtype::Int8 => safetensors::Dtype::I8,
     }
 }

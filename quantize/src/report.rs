@@ -222,6 +222,7 @@ impl LayerFinding {
             dtype: match after.weight().values() {
                 Values::F32(_) => Dtype::F32,
                 Values::F16(_) => Dtype::F16,
+                Values::Bf16(_) => Dtype::Bf16,
                 Values::Int8(_) => Dtype::Int8,
             },
             snr: distortion.snr(),

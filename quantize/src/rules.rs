@@ -27,9 +27,10 @@ impl FromStr for Rule {
         let (pattern, dtype) = text.split_once('=').ok_or_else(|| format!("{text:?} is not a rule; {example}"))?;
         let dtype = match dtype {
             "int8" => Dtype::Int8,
+            "bf16" => Dtype::Bf16,
             "f16" => Dtype::F16,
             "f32" => Dtype::F32,
-            other => return Err(format!("{other:?} is none of int8, f16 and f32; {example}")),
+            other => return Err(format!("{other:?} is none of int8, bf16, f16 and f32; {example}")),
         };
         let glob = Glob::new(pattern).map_err(|e| format!("{pattern:?} is not a pattern ({e}); {example}"))?;
         Ok(Rule { text: text.to_owned(), layers: glob.compile_matcher(), dtype })
@@ -62,7 +63,7 @@ pub fn choose(layer: &str, asked: Dtype, rules: &[Rule]) -> Choice {
         return kept(rule.dtype, format!("rule {}", rule.text));
     }
     let fine = |pattern: &str| Glob::new(pattern).is_ok_and(|glob| glob.compile_matcher().is_match(layer));
-    match asked == Dtype::Int8 && FINE.iter().any(|pattern| fine(pattern)) {
+    match asked < Dtype::F16 && FINE.iter().any(|pattern| fine(pattern)) {
         true => kept(Dtype::F16, "default".to_owned()),
         false => Choice { dtype: asked, kept: None, open: true },
     }

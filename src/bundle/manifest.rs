@@ -48,6 +48,8 @@ pub enum Target {
 pub enum Dtype {
     /// Symmetric int8, a scale for each output channel.
     Int8,
+    /// bfloat16, the upper half of an IEEE single.
+    Bf16,
     /// IEEE half precision.
     F16,
     /// IEEE single precision.
@@ -79,6 +81,7 @@ impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Dtype::Int8 => "int8",
+            Dtype::Bf16 => "bf16",
             Dtype::F16 => "f16",
             Dtype::F32 => "f32",
         })

@@ -299,6 +299,7 @@ impl Weights {
         Ok(match place.dtype {
             Dtype::F32 => Values::F32(place.numbers(map, &name)?),
             Dtype::F16 => Values::F16(place.numbers(map, &name)?),
+            Dtype::BF16 => Values::Bf16(place.numbers(map, &name)?),
             Dtype::I8 => {
                 let vector = |suffix: &str, length: usize| {
                     let name = format!("{name}_{suffix}");
@@ -318,7 +319,7 @@ impl Weights {
                 })
             }
             other => {
-                let what = format!("tensor {name} is {other:?}; supported are F32, F16 and I8");
+                let what = format!("tensor {name} is {other:?}; supported are F32, F16, BF16 and I8");
                 return Err(Error::file(&place.file, what));
             }
         })

@@ -148,7 +148,7 @@ fn tensors_that_do_not_fit_the_configuration_are_named_all_at_once() {
         // int8 of four dimensions is taken for panels
         "mid_block.resnets.0.conv2.weight has the shape [32, 32, 3, 3], wanted [2, 80, 16, 4]",
         "mid_block.resnets.1.conv1.weight_scale is I32, must be F32",
-        "mid_block.resnets.1.conv2.weight is U8; supported are F32, F16 and I8",
+        "mid_block.resnets.1.conv2.weight is U8; supported are F32, F16, BF16 and I8",
         "down_blocks.0.resnets.0.conv1.weight_smooth has the shape [15], wanted [16]",
         "down_blocks.0.resnets.0.conv2.weight_smooth has the shape [], wanted [16]",
     ] {

@@ -75,6 +75,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn stored(row: &[f32], dtype: manifest::Dtype) -> Vec<f32> {
     match dtype {
         manifest::Dtype::F32 => row.to_vec(),
+        manifest::Dtype::Bf16 => row.iter().map(|&w| half::bf16::from_f32(w).to_f32()).collect(),
         manifest::Dtype::F16 => row.iter().map(|&w| half::f16::from_f32(w).to_f32()).collect(),
         manifest::Dtype::Int8 => {
             let scale = row.iter().fold(0f32, |m, w| m.max(w.abs())) / 127.0;
@@ -98,6 +99,7 @@ fn every_layer_holds_the_models_numbers_rounded_by_the_definition() {
         let stored = match layer.weight().values() {
             Values::F32(_) => manifest::Dtype::F32,
             Values::F16(_) => manifest::Dtype::F16,
+            Values::Bf16(_) => manifest::Dtype::Bf16,
             Values::Int8(_) => manifest::Dtype::Int8,
         };
         assert_eq!(stored, dtype, "{name}");

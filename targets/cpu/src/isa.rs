@@ -59,8 +59,13 @@ fn has_avx512() -> bool {
 }
 
 token!(
-    /// Tiles of 16 rows of 64 bytes and their int8 product (Sapphire Rapids and later), with AVX-512.
-    Amx, "x86_64", "avx512f,avx512bw,avx512dq,avx512vl", has_avx512() && amx::allowed());
+    /// Tiles of 16 rows of 64 bytes, their int8 and bfloat16 products (Sapphire Rapids and later), with AVX-512.
+    Amx, "x86_64", "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
+    has_avx512() && is_x86_feature_detected!("avx512bf16") && amx::allowed());
+token!(
+    /// 512-bit four-way dot products of bytes and two-way ones of bfloat16 (Cooper Lake, Zen 4 and later).
+    Avx512Bf16, "x86_64", "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
+    has_avx512() && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bf16"));
 token!(
     /// 512-bit four-way dot products of bytes (Ice Lake, Zen 4 and later).
     Avx512Vnni, "x86_64", "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
@@ -105,7 +110,7 @@ impl Token for Scalar {
 impl Amx {
     /// The token for tests that carry out AMX's instructions themselves.
     pub(crate) fn emulated() -> Option<Self> {
-        has_avx512().then_some(Amx(()))
+        (has_avx512() && is_x86_feature_detected!("avx512bf16")).then_some(Amx(()))
     }
 }
 
@@ -115,15 +120,14 @@ mod amx {
     use std::arch::asm;
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
-    /// Leaf 7, EDX: tiles and their int8 products.
-    const TILE: u32 = 1 << 24;
-    const INT8: u32 = 1 << 25;
+    /// Leaf 7, EDX: tiles, their bfloat16 and their int8 products.
+    const TILES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
     /// Leaf 1, ECX: the system keeps extended registers, and `xgetbv` tells which.
     const OSXSAVE: u32 = 1 << 27;
     /// XCR0: tile configuration and tile data.
     const TILE_STATE: u64 = 0b11 << 17;
 
-    /// Whether the CPU has int8 tiles and the system lets this process use them.
+    /// Whether the CPU has int8 and bfloat16 tiles and the system lets this process use them.
     pub fn allowed() -> bool {
         if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
             return false;
@@ -135,7 +139,7 @@ mod amx {
         }
         // SAFETY: OSXSAVE says that the instruction is there.
         let kept = unsafe { kept_registers() };
-        __cpuid_count(7, 0).edx & (TILE | INT8) == TILE | INT8 && kept & TILE_STATE == TILE_STATE && asked_for()
+        __cpuid_count(7, 0).edx & TILES == TILES && kept & TILE_STATE == TILE_STATE && asked_for()
     }
 
     /// Linux gives the 8 KiB of tile data only to processes that ask for them.
@@ -203,6 +207,7 @@ macro_rules! isas {
 
 isas! {
     "x86_64" Amx "amx",
+    "x86_64" Avx512Bf16 "avx512bf16",
     "x86_64" Avx512Vnni "avx512vnni",
     "x86_64" AvxVnni "avxvnni",
     "x86_64" Avx2 "avx2",

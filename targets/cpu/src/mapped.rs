@@ -43,7 +43,7 @@ mod sealed {
 macro_rules! plain {
     ($($t:ty)*) => { $(impl sealed::Sealed for $t {} impl Plain for $t {})* };
 }
-plain!(f32 half::f16 i8);
+plain!(f32 half::f16 half::bf16 i8);
 
 /// A run of numbers, owned or in a mapped file.
 #[derive(Debug, Clone)]

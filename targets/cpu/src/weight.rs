@@ -1,11 +1,11 @@
-//! The frozen matrix of a linear layer or a convolution, as it lies on the disk: f32, f16 or int8.
+//! The frozen matrix of a linear layer or a convolution, as it lies on the disk: f32, f16, bf16 or int8.
 
 use crate::Isa;
 use crate::int8::{PackedWeight, pack};
 use crate::mapped::Numbers;
 use candle_core::{Result, bail};
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::sync::OnceLock;
@@ -44,6 +44,8 @@ pub enum Values {
     F32(Numbers<f32>),
     /// `[outputs, inputs]`.
     F16(Numbers<f16>),
+    /// `[outputs, inputs]`.
+    Bf16(Numbers<bf16>),
     /// With a scale for each output.
     Int8(Int8),
 }
@@ -93,6 +95,7 @@ impl Weight {
         let fits = match &values {
             Values::F32(values) => values.len() == outputs * inputs,
             Values::F16(values) => values.len() == outputs * inputs,
+            Values::Bf16(values) => values.len() == outputs * inputs,
             Values::Int8(int8) => {
                 int8.values.len() == int8.packing.shape(outputs, inputs).iter().product::<usize>()
                     && int8.scales.len() == outputs
@@ -157,6 +160,7 @@ impl Weight {
         all.par_chunks_mut(self.inputs).enumerate().for_each(|(o, into)| match &self.values {
             Values::F32(values) => into.copy_from_slice(&values[o * self.inputs..][..self.inputs]),
             Values::F16(values) => values[o * self.inputs..][..self.inputs].convert_to_f32_slice(into),
+            Values::Bf16(values) => values[o * self.inputs..][..self.inputs].convert_to_f32_slice(into),
             Values::Int8(int8) => int8.dequantise_row(&int8_rows[o * self.inputs..][..self.inputs], o, into),
         });
         Cow::Owned(all)
@@ -168,6 +172,7 @@ impl Weight {
         match &self.values {
             Values::F32(values) => values[span].to_vec(),
             Values::F16(values) => values[span].to_f32_vec(),
+            Values::Bf16(values) => values[span].to_f32_vec(),
             Values::Int8(int8) => {
                 let mut row = vec![0.0; self.inputs];
                 int8.dequantise_row(&int8.rows(self.outputs, self.inputs)[span], output, &mut row);

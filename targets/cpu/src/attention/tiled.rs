@@ -45,6 +45,7 @@ macro_rules! tiles {
 
 tiles! {
     #[cfg(target_arch = "x86_64")] Amx: 8 x 3,
+    #[cfg(target_arch = "x86_64")] Avx512Bf16: 8 x 3,
     #[cfg(target_arch = "x86_64")] Avx512Vnni: 8 x 3,
     #[cfg(target_arch = "x86_64")] AvxVnni: 6 x 2,
     #[cfg(target_arch = "x86_64")] Avx2: 6 x 2,

@@ -1,7 +1,7 @@
 //! AVX-512 and AVX2 with FMA.
 
 use super::Floats;
-use crate::isa::{Amx, Avx2, Avx512Vnni, AvxVnni};
+use crate::isa::{Amx, Avx2, Avx512Bf16, Avx512Vnni, AvxVnni};
 use std::arch::x86_64::*;
 
 macro_rules! avx512 {
@@ -93,7 +93,7 @@ macro_rules! avx512 {
     )*};
 }
 
-avx512!(Amx Avx512Vnni);
+avx512!(Amx Avx512Bf16 Avx512Vnni);
 
 macro_rules! avx2 {
     ($($token:ident)*) => {$(

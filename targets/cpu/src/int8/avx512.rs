@@ -2,25 +2,30 @@
 
 use super::kernel::{Kernel, Sums, Tile, for_rows};
 use super::pack::{GROUP, PANEL};
-use crate::isa::Avx512Vnni;
+use crate::isa::{Avx512Bf16, Avx512Vnni};
 use std::arch::x86_64::*;
 
-impl Kernel for Avx512Vnni {
-    const ROWS: usize = 14;
-    const PANELS: usize = 2;
-    const FLIP: u8 = 0x80;
+macro_rules! vnni {
+    ($($token:ident)*) => {$(
+        impl Kernel for $token {
+            const ROWS: usize = 14;
+            const PANELS: usize = 2;
+            const FLIP: u8 = 0x80;
 
-    #[inline(always)]
-    fn sums(self, tile: &Tile<'_>, sums: &mut Sums) {
-        // SAFETY: the token exists, so the CPU has AVX-512 VNNI; the numbers are the tile's.
-        unsafe {
-            match tile.panels() {
-                1 => for_rows!(tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, R => dot::<R, 1>(tile, sums)),
-                _ => for_rows!(tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, R => dot::<R, 2>(tile, sums)),
+            #[inline(always)]
+            fn sums(self, tile: &Tile<'_>, sums: &mut Sums) {
+                // SAFETY: the token exists, so the CPU has AVX-512 VNNI; the numbers are the tile's.
+                unsafe {
+                    match tile.panels() {
+                        1 => for_rows!(tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, R => dot::<R, 1>(tile, sums)),
+                        _ => for_rows!(tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, R => dot::<R, 2>(tile, sums)),
+                    }
+                }
             }
         }
-    }
+    )*};
 }
+vnni!(Avx512Bf16 Avx512Vnni);
 
 /// # Safety
 /// The tile must have R rows and P panels.

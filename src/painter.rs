@@ -42,6 +42,7 @@ impl Painter {
     /// # Errors
     /// If the latent is not `[1, 4, h, w]`.
     pub fn decode(&self, latent: &Latent) -> Result<Canvas> {
+        self.release_denoiser();
         Canvas::from_planar(&self.vae.decode(latent)?)
     }
 
@@ -75,6 +76,7 @@ impl Painter {
         rng: &mut TorchRng,
         on_step: &mut OnStep<'_>,
     ) -> Result<candle_core::Tensor> {
+        self.release_denoiser();
         let posterior = self.vae.encode(frame)?;
         match order.inversion {
             Inversion::Noise => {
@@ -170,6 +172,12 @@ impl Painter {
     /// If the latent is not `[1, 4, h, w]`.
     pub fn preview(&self, denoised: &candle_core::Tensor) -> Result<Canvas> {
         Canvas::from_planar(&self.vae.preview(&Latent(denoised.clone()))?)
+    }
+
+    /// Before the VAE works, whose maps of a large picture take as much memory as the denoiser's weights.
+    fn release_denoiser(&self) {
+        self.bundle.release("unet");
+        self.bundle.release("controlnet");
     }
 
     fn latent_shape(&self, width: usize, height: usize) -> [usize; 4] {

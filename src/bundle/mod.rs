@@ -12,10 +12,11 @@ pub mod write;
 use crate::{Error, Result};
 use config::{ControlNetConfig, ModelIndex, TextConfig, UnetConfig, VaeConfig};
 use manifest::{Control, Manifest};
+use pleinair_cpu::MappedFile;
 use pleinair_cpu::isa::{self, Isa};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use weights::{Probe, Weights};
 
 /// An opened model folder: every configuration read and checked, no weight loaded yet.
@@ -34,6 +35,8 @@ pub struct Bundle {
     pub manifest: Option<Manifest>,
     probe: Option<Arc<dyn Probe>>,
     isa: Isa,
+    /// The files whose weights are used where they lie, by part, for as long as a network uses them.
+    maps: Mutex<Vec<(String, Weak<MappedFile>)>>,
 }
 
 /// The ONNX files of the VAE.
@@ -76,6 +79,7 @@ impl Bundle {
             manifest: Some(manifest),
             probe: None,
             isa: isa::best(),
+            maps: Mutex::default(),
             folder: folder.to_path_buf(),
         };
         bundle.checked()
@@ -99,6 +103,7 @@ impl Bundle {
             manifest: None,
             probe: None,
             isa: isa::best(),
+            maps: Mutex::default(),
             folder: folder.to_path_buf(),
         })
     }
@@ -174,11 +179,26 @@ impl Bundle {
     /// If the files are missing or their headers damaged.
     pub fn weights(&self, part: &str) -> Result<Weights> {
         let weights = match self.manifest {
-            Some(_) => Weights::map(&self.folder, part),
-            None if part == "text_encoder" => Weights::open(&self.folder, part, "model"),
-            None => Weights::open(&self.folder, part, "diffusion_pytorch_model"),
+            Some(_) => Weights::map(&self.folder, part)?,
+            None if part == "text_encoder" => Weights::open(&self.folder, part, "model")?,
+            None => Weights::open(&self.folder, part, "diffusion_pytorch_model")?,
         };
-        Ok(weights?.probed(self.probe.clone()).with_kernels(self.isa))
+        if let Some(map) = weights.mapped_file() {
+            let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+            maps.retain(|(_, map)| map.strong_count() > 0);
+            maps.push((part.to_owned(), Arc::downgrade(map)));
+        }
+        Ok(weights.probed(self.probe.clone()).with_kernels(self.isa))
+    }
+
+    /// Lets the system have the memory of a part's weights that are used where they lie, until they are used again: parts
+    /// that work one after the other then need not fit into memory together.
+    pub fn release(&self, part: &str) {
+        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        for map in maps.iter().filter(|(name, _)| name == part).filter_map(|(_, map)| map.upgrade()) {
+            // what the system refuses it can still take back by itself
+            let _ = map.release();
+        }
     }
 
     /// The same model, run by the kernels of this instruction set where it is packed for them.

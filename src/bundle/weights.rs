@@ -169,6 +169,11 @@ impl Weights {
         self
     }
 
+    /// The file that the weights are used from where they lie.
+    pub(super) fn mapped_file(&self) -> Option<&Arc<MappedFile>> {
+        self.map.as_ref()
+    }
+
     /// The root of the part's names.
     pub fn root(&self) -> Names<'_> {
         Names { weights: self, path: String::new() }

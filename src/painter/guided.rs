@@ -69,6 +69,8 @@ impl<'a> Guided<'a> {
             return Ok(batch.clone());
         }
         let texts: Vec<_> = (0..self.prompts.len()).map(|i| self.text(i, &stages)).collect::<Result<_>>()?;
+        // not needed again before the next stage
+        self.painter.bundle.release("text_encoder");
         let unet = TextKv::cat(&texts.iter().map(|t| &t.unet).collect::<Vec<_>>())?;
         let control: Option<Vec<_>> = texts.iter().map(|t| t.control.as_ref()).collect();
         let batch = Rc::new(Text { unet, control: control.map(|c| TextKv::cat(&c)).transpose()? });

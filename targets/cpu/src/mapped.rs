@@ -27,6 +27,19 @@ impl MappedFile {
         Ok(Arc::new(MappedFile(map)))
     }
 
+    /// Gives the memory of its pages back until they are read again, from the system's cache if they are still there.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn release(&self) -> io::Result<()> {
+        #[cfg(unix)]
+        // SAFETY: the map is read-only and never written, so its pages hold what the file does; they come back unchanged.
+        unsafe {
+            self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed)?;
+        }
+        Ok(())
+    }
+
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.0
@@ -91,6 +104,28 @@ impl<T: Plain> Deref for Numbers<T> {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn released_pages_leave_memory_and_come_back() {
+        let path = std::env::temp_dir().join(format!("pleinair-released-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..4 << 20).map(|i: u32| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let map = MappedFile::open(&path).unwrap();
+        let place = format!("{:x}-", map.bytes().as_ptr() as usize);
+        let resident = || {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let entry = smaps.split_once(&place).expect("the map is listed").1;
+            let rss = entry.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        assert!(map.bytes() == bytes);
+        assert_eq!(resident(), 4096);
+        map.release().unwrap();
+        assert_eq!(resident(), 0);
+        assert!(map.bytes() == bytes);
+        std::fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn numbers_lie_where_the_file_has_them() {

@@ -48,9 +48,9 @@ lint: tools ## formatting and lints, no warning allowed
 build: tools ## the program and the converter, optimised
 	$(CARGO) build --release --workspace
 
-bundles: build ## the default model as f16 and int8 bundles, their quality reports, and one contact sheet
+bundles: build ## the default model as f16, bf16 and int8 bundles, their quality reports, and one contact sheet
 	@mkdir -p $(OUT)
-	for dtype in f16 int8; do \
+	for dtype in f16 bf16 int8; do \
 		$(QUANTIZE) convert --from models/atelier --dtype $$dtype --force --out $(OUT)/atelier-$$dtype && \
 		$(QUANTIZE) report $(OUT)/atelier-$$dtype --against models/atelier --min-psnr 40 && \
 		$(PLEINAIR) paint --bundle $(OUT)/atelier-$$dtype --content "$(PHOTO)" --style $(FIRST_FILE) $(PAINT) --out $(OUT)/$$dtype.png \
@@ -58,7 +58,8 @@ bundles: build ## the default model as f16 and int8 bundles, their quality repor
 	done
 	$(PLEINAIR) paint --content "$(PHOTO)" --style $(FIRST_FILE) $(PAINT) --out $(OUT)/source.png
 	$(PLEINAIR) sheet --cell "photograph=$(PHOTO)" --cell "the model itself=$(OUT)/source.png" \
-		--cell "f16 bundle=$(OUT)/f16.png" --cell "int8 bundle=$(OUT)/int8.png" --columns 2 --out $(OUT)/bundles.png
+		--cell "f16 bundle=$(OUT)/f16.png" --cell "bf16 bundle=$(OUT)/bf16.png" --cell "int8 bundle=$(OUT)/int8.png" \
+		--columns 3 --out $(OUT)/bundles.png
 	@echo "The contact sheet is $(OUT)/bundles.png"
 
 # SD 1.5 in f32 with random weights, 5.7 GB; made once

@@ -104,6 +104,7 @@ mod tests {
         assert_eq!(chosen("controlnet.conv_in").kept.as_deref(), Some("default"));
         assert_eq!(chosen("text_encoder.text_model.encoder.layers.0.mlp.fc1").dtype, Dtype::F16);
         assert_eq!(chosen("unet.mid_block.resnets.0.conv1"), Choice { dtype: Dtype::Int8, kept: None, open: true });
+        assert_eq!(choose("unet.conv_in", Dtype::Bf16, &[]).dtype, Dtype::F16);
         assert_eq!(choose("unet.conv_in", Dtype::F16, &[]), Choice { dtype: Dtype::F16, kept: None, open: true });
     }
 

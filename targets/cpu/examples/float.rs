@@ -148,9 +148,9 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
         for &isa in &isas {
             let op = shape.op(isa)?;
             let off = difference(&op()?, &plain)?;
-            // of values rounded to 8 bits; the others differ by the order of sums
+            // scores of up to 100 of values rounded to 8 bits; the others differ by the order of sums
             let bf16 = matches!(shape, Shape::Attention { precision: Precision::Bf16, .. });
-            assert!(off <= if bf16 { 2e-2 } else { 1e-5 }, "{} on {isa} is off by {off}", shape.name());
+            assert!(off <= if bf16 { 5e-2 } else { 1e-5 }, "{} on {isa} is off by {off}", shape.name());
             let mut best = [f64::MAX; 2];
             for (best, threads) in best.iter_mut().zip([1, 2]) {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;

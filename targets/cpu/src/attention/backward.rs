@@ -178,7 +178,8 @@ pub(super) fn attend<P: Products, const ROWS: usize, const REGISTERS: usize, con
     let [_, key_rows, value_rows] = sought.arguments.of_head(picture, head);
     let d = dims.per_head;
     let keys = if causal { queries.end } else { dims.keys };
-    let key_block = keys.div_ceil(keys.div_ceil(KEYS)).next_multiple_of(ROWS);
+    // of all keys, also where the part sees fewer: the order of sums must not depend on the parts
+    let key_block = dims.keys.div_ceil(dims.keys.div_ceil(KEYS)).next_multiple_of(ROWS);
     let k = rows_in_tiles::<P, ROWS>(p, key_rows, keys, row, k);
     let v = rows_in_tiles::<P, ROWS>(p, value_rows, keys, row, v);
     let k_channels = channels_in_tiles::<P, ROWS>(p, key_rows, keys, key_block, row, k_channels);

@@ -76,13 +76,13 @@ struct TransformerBlock {
     ff_in: Linear,
     ff_gate: Geglu,
     ff_out: Linear,
-    attention: Attention,
 }
 
 /// Attention of the picture to itself; the three projections are one product.
 #[derive(Debug)]
 struct SelfAttention {
     to_qkv: Linear,
+    attention: Attention,
     to_out: Linear,
 }
 
@@ -91,6 +91,7 @@ struct SelfAttention {
 struct CrossAttention {
     to_q: Linear,
     to_kv: Linear,
+    attention: Attention,
     to_out: Linear,
 }
 
@@ -99,21 +100,19 @@ impl TransformerBlock {
         let norm = |name| LayerNorm::load(&names.pp(name), channels, 1e-5);
         let out = |attn: &Names| Linear::load(&attn.pp("to_out.0"), channels, channels);
         let (attn1, attn2) = (names.pp("attn1"), names.pp("attn2"));
+        let to_qkv = Linear::load_joined_without_bias(&attn1, "to_qkv", &["to_q", "to_k", "to_v"], channels, channels)?;
+        let to_q = Linear::load_without_bias(&attn2.pp("to_q"), channels, channels)?;
         Ok(TransformerBlock {
             norm1: norm("norm1")?,
             attn1: SelfAttention {
-                to_qkv: Linear::load_joined_without_bias(
-                    &attn1,
-                    "to_qkv",
-                    &["to_q", "to_k", "to_v"],
-                    channels,
-                    channels,
-                )?,
+                attention: Attention::new(names, heads, false, &to_qkv),
+                to_qkv,
                 to_out: out(&attn1)?,
             },
             norm2: norm("norm2")?,
             attn2: CrossAttention {
-                to_q: Linear::load_without_bias(&attn2.pp("to_q"), channels, channels)?,
+                attention: Attention::new(names, heads, false, &to_q),
+                to_q,
                 to_kv: Linear::load_joined_without_bias(&attn2, "to_kv", &["to_k", "to_v"], text, channels)?,
                 to_out: out(&attn2)?,
             },
@@ -121,17 +120,16 @@ impl TransformerBlock {
             ff_in: Linear::load(&names.pp("ff.net.0.proj"), channels, 8 * channels)?,
             ff_gate: Geglu::new(names),
             ff_out: Linear::load(&names.pp("ff.net.2"), 4 * channels, channels)?,
-            attention: Attention::new(names, heads, false),
         })
     }
 
     fn forward(&self, x: &Tensor, kv: &Tensor) -> Result<Tensor> {
         let c = x.dim(2)?;
         let qkv = self.attn1.to_qkv.forward(&self.norm1.forward(x)?)?;
-        let seen = self.attention.forward(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?)?;
+        let seen = self.attn1.attention.forward(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?)?;
         let x = (x + self.attn1.to_out.forward(&seen)?)?;
         let q = self.attn2.to_q.forward(&self.norm2.forward(&x)?)?;
-        let x = (&x + self.attn2.to_out.forward(&self.attention.forward(&q, kv)?)?)?;
+        let x = (&x + self.attn2.to_out.forward(&self.attn2.attention.forward(&q, kv)?)?)?;
         let h = self.ff_gate.forward(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok((&x + self.ff_out.forward(&h)?)?)
     }

@@ -165,7 +165,8 @@ mod tests {
     fn block(x: &Tensor, kv: Option<&Tensor>) -> Result<Tensor> {
         let doubled = Tensor::cat(&[x, x], 2)?;
         let isa = isa::best();
-        let seen = x.apply_op2(kv.unwrap_or(&doubled), cpu::Attention { heads: 2, causal: false, isa })?;
+        let attention = cpu::Attention { heads: 2, causal: false, precision: cpu::Precision::F32, isa };
+        let seen = x.apply_op2(kv.unwrap_or(&doubled), attention)?;
         let gated = Tensor::cat(&[&seen, x], 2)?.apply_op1(cpu::Geglu { isa })?;
         Ok(((gated * x)? + x)?)
     }

@@ -85,6 +85,14 @@ impl Linear {
         Ok(Linear { weight: names.joined_matrix(joined, layers, output, input)?, bias: None })
     }
 
+    /// How what it gives is multiplied further: no more precisely than it came about.
+    pub(super) fn precision(&self) -> cpu::Precision {
+        match self.weight.weight().values() {
+            cpu::Values::F32(_) | cpu::Values::F16(_) => cpu::Precision::F32,
+            cpu::Values::Bf16(_) | cpu::Values::Int8(_) => cpu::Precision::Bf16,
+        }
+    }
+
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let op = cpu::Linear { weight: self.weight.for_input(x)?, bias: self.bias.clone() };
         match on_cpu(x) {
@@ -168,8 +176,9 @@ impl LayerNorm {
 pub(super) struct Attention(cpu::Attention);
 
 impl Attention {
-    pub(super) fn new(names: &Names, heads: usize, causal: bool) -> Self {
-        Attention(cpu::Attention { heads, causal, isa: names.isa() })
+    /// As precise as the layer that gives it the queries.
+    pub(super) fn new(names: &Names, heads: usize, causal: bool, queries: &Linear) -> Self {
+        Attention(cpu::Attention { heads, causal, precision: queries.precision(), isa: names.isa() })
     }
 
     pub(super) fn forward(&self, q: &Tensor, kv: &Tensor) -> Result<Tensor> {

@@ -367,7 +367,7 @@ mod tests {
             [(1, 1, 1, 1, 1), (2, 1, 7, 8, 2), (3, 63, 63, 3, 3), (1, 65, 65, 40, 5), (2, 65, 7, 8, 1)]
         {
             for causal in if n == m { vec![false, true] } else { vec![false] } {
-                let op = cpu::Attention { heads, causal, isa: cpu::isa::best() };
+                let op = cpu::Attention { heads, causal, precision: cpu::Precision::F32, isa: cpu::isa::best() };
                 let what = format!("attention {b} x {n} to {m}, {c} in {heads} heads, causal {causal}");
                 let roundings = 3 * m + n + 4 * c / heads + 24;
                 compare(

@@ -134,20 +134,16 @@ impl Layer {
     fn load(names: &Names, config: &TextConfig) -> Result<Self> {
         let width = config.hidden_size;
         let norm = |name| LayerNorm::load(&names.pp(name), width, config.layer_norm_eps);
+        let names_of_three = ["q_proj", "k_proj", "v_proj"];
+        let qkv_proj = Linear::load_joined(&names.pp("self_attn"), "qkv_proj", &names_of_three, width, width)?;
         Ok(Layer {
             layer_norm1: norm("layer_norm1")?,
-            qkv_proj: Linear::load_joined(
-                &names.pp("self_attn"),
-                "qkv_proj",
-                &["q_proj", "k_proj", "v_proj"],
-                width,
-                width,
-            )?,
+            attention: Attention::new(names, config.num_attention_heads, true, &qkv_proj),
+            qkv_proj,
             out_proj: Linear::load(&names.pp("self_attn.out_proj"), width, width)?,
             layer_norm2: norm("layer_norm2")?,
             fc1: Linear::load(&names.pp("mlp.fc1"), width, config.intermediate_size)?,
             fc2: Linear::load(&names.pp("mlp.fc2"), config.intermediate_size, width)?,
-            attention: Attention::new(names, config.num_attention_heads, true),
             quick: config.hidden_act == "quick_gelu",
         })
     }

@@ -16,7 +16,7 @@ mod matrix;
 mod norm;
 mod weight;
 
-pub use attention::Attention;
+pub use attention::{Attention, Precision};
 pub use conv::Conv3x3;
 pub use geglu::Geglu;
 pub use isa::Isa;

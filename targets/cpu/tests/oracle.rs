@@ -3,7 +3,7 @@
 use candle_core::{CustomOp1, Device, Tensor, Var};
 use pleinair_cpu::int8::pack;
 use pleinair_cpu::isa::{self, Isa};
-use pleinair_cpu::{Attention, Conv3x3, Geglu, GroupNorm, LayerNorm, Linear};
+use pleinair_cpu::{Attention, Conv3x3, Geglu, GroupNorm, LayerNorm, Linear, Precision};
 use pleinair_cpu::{Int8, Packing, Values, Weight, channels_last};
 use std::sync::Arc;
 
@@ -672,7 +672,7 @@ fn attention_to_a_text() {
         for causal in if queries == keys { vec![false, true] } else { vec![false] } {
             let a = Heads { batch, queries, keys, channels, heads, causal };
             let what = format!("attention {batch} x {queries} to {keys}, {channels} in {heads} heads, causal {causal}");
-            let op = Attention { heads, causal, isa: isa::best() };
+            let op = Attention { heads, causal, precision: Precision::F32, isa: isa::best() };
             let (shape, kv_shape) = ([batch, queries, channels], [batch, keys, 2 * channels]);
             // wide enough apart that some probabilities are near 1 and others near 0
             let q: Vec<_> = numbers(3, shape.iter().product()).iter().map(|x| 3.0 * x).collect();
@@ -701,7 +701,7 @@ fn attention_to_itself() {
         for causal in [false, true] {
             let a = Heads { batch, queries: n, keys: n, channels, heads, causal };
             let what = format!("self-attention {batch} x {n}, {channels} in {heads} heads, causal {causal}");
-            let op = Attention { heads, causal, isa: isa::best() };
+            let op = Attention { heads, causal, precision: Precision::F32, isa: isa::best() };
             let run = |qkv: &Tensor, op: Attention| {
                 let q = qkv.narrow(2, 0, channels).unwrap();
                 q.apply_op2(&qkv.narrow(2, channels, 2 * channels).unwrap(), op).unwrap()
@@ -733,7 +733,7 @@ fn attention_with_huge_scores() {
     let a = Heads { batch: 1, queries: 5, keys: 5, channels: 8, heads: 1, causal: false };
     let (q, kv) = (huge(&q), huge(&kv));
     for isa in isas() {
-        let op = Attention { heads: 1, causal: false, isa };
+        let op = Attention { heads: 1, causal: false, precision: Precision::F32, isa };
         let y = tensor(&q, &[1, 5, 8]).apply_op2(&tensor(&kv, &[1, 5, 16]), op).unwrap();
         let what = format!("attention with huge scores, {isa}");
         assert_near(&what, &y, &definition::attention(&wide(&q), &wide(&kv), a));
@@ -787,7 +787,7 @@ fn bad_input_is_an_error() {
     assert!(zeros(&[1, 6, 3]).apply_op1(Geglu { isa: isa::best() }).is_err(), "odd");
 
     let attend = |q: &[usize], kv: &[usize], heads, causal| {
-        zeros(q).apply_op2(&zeros(kv), Attention { heads, causal, isa: isa::best() })
+        zeros(q).apply_op2(&zeros(kv), Attention { heads, causal, precision: Precision::F32, isa: isa::best() })
     };
     assert!(attend(&[1, 6, 4], &[1, 6, 8], 2, true).is_ok());
     assert!(attend(&[1, 6, 4], &[1, 6, 8], 3, false).is_err(), "4 channels in 3 heads");
@@ -798,7 +798,12 @@ fn bad_input_is_an_error() {
     assert!(attend(&[1, 6, 4], &[1, 0, 8], 2, false).is_err(), "nothing to attend to");
     let strided = zeros(&[1, 4, 6]).transpose(1, 2).unwrap();
     assert!(
-        strided.apply_op2(&zeros(&[1, 6, 8]), Attention { heads: 2, causal: false, isa: isa::best() }).is_err(),
+        strided
+            .apply_op2(
+                &zeros(&[1, 6, 8]),
+                Attention { heads: 2, causal: false, precision: Precision::F32, isa: isa::best() }
+            )
+            .is_err(),
         "strided rows"
     );
 }

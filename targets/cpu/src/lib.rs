@@ -16,6 +16,13 @@ mod matrix;
 mod norm;
 mod weight;
 
+// the tests in here and those in tests/ share it
+#[cfg(test)]
+extern crate self as pleinair_cpu;
+#[cfg(test)]
+#[path = "../tests/isas/mod.rs"]
+mod isas;
+
 pub use attention::Attention;
 pub use conv::Conv3x3;
 pub use geglu::Geglu;

@@ -15,6 +15,7 @@ mod mapped;
 mod matrix;
 mod norm;
 mod weight;
+mod wide;
 
 pub use attention::Attention;
 pub use conv::Conv3x3;

@@ -15,6 +15,7 @@ mod mapped;
 mod matrix;
 mod norm;
 mod weight;
+mod wide;
 
 // the tests in here and those in tests/ share it
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! product and a 3x3 convolution is an implicit one. Weights are frozen: the backward of every op gives the gradient of
 //! its input and of nothing else, which is all that learning a style needs.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod conv;
 mod float;

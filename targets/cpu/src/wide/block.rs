@@ -80,9 +80,7 @@ impl Cut {
             rows: evenly(rows, rows.div_ceil(down), step.0),
             panels: evenly(panels, panels.div_ceil(blocks.div_ceil(down)), step.1).min(panels),
         };
-        let work = |cut: &Cut| {
-            rows.div_ceil(cut.rows) * panels.div_ceil(cut.panels) * (cut.rows + cut.panels * PANEL)
-        };
+        let work = |cut: &Cut| rows.div_ceil(cut.rows) * panels.div_ceil(cut.panels) * (cut.rows + cut.panels * PANEL);
         (least..=blocks.max(least)).map(cut).min_by_key(work).expect("at least one block")
     }
 }
@@ -185,7 +183,8 @@ impl<E: Element, K: Kernel<E>, S: Source> Work for Block<'_, E, K, S> {
                     for top in (0..rows.len()).step_by(tile_rows) {
                         let height = tile_rows.min(rows.len() - top);
                         let size = (height.next_multiple_of(K::ROW_STEP), count);
-                        kernel.sums(&Tile::new((&activations[top * stride..], stride), weights, depth, size), &mut sums);
+                        kernel
+                            .sums(&Tile::new((&activations[top * stride..], stride), weights, depth, size), &mut sums);
                         finish(y, &sums, rows.start + top..rows.start + top + height, &outputs, stage);
                     }
                 }

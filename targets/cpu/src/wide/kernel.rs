@@ -224,7 +224,8 @@ mod tests {
 
     #[test]
     fn bf16_is_rounded_as_half_does() {
-        let bits = (0..1 << 16).flat_map(|high: u32| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));
+        let bits =
+            (0..1 << 16).flat_map(|high: u32| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));
         for x in bits.map(f32::from_bits) {
             let (got, want) = (<bf16 as Element>::round(x), bf16::from_f32(x));
             assert_eq!(got.to_bits(), want.to_bits(), "{x:e} {:x}", x.to_bits());

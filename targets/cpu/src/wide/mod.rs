@@ -5,6 +5,8 @@
 //! the scales and the smoothing of int8 are multiplied into the activations before and into the results after the
 //! product, so that its integers, which bf16 has exactly, need no rounding.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod block;
 mod float;
 mod kernel;

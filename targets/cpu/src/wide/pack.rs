@@ -210,14 +210,7 @@ impl<'a> Factor<'a> {
 
     /// From int8 panels, which have K in groups.
     #[inline(always)]
-    fn pack_panels<E: Element>(
-        &self,
-        w: &[i8],
-        panels: Range<usize>,
-        ks: Range<usize>,
-        depth: usize,
-        into: &mut [E],
-    ) {
+    fn pack_panels<E: Element>(&self, w: &[i8], panels: Range<usize>, ks: Range<usize>, depth: usize, into: &mut [E]) {
         let size = PANEL * padded_inputs(self.inputs);
         for (panel, into) in panels.zip(into.chunks_exact_mut(depth * PANEL)) {
             // the padding is zero there as well

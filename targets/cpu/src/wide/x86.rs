@@ -7,26 +7,21 @@ use crate::isa::{Amx, Avx2, Avx512Bf16, Avx512Vnni, AvxVnni};
 use half::bf16;
 use std::arch::x86_64::*;
 
-macro_rules! bf16_kernels {
-    ($($token:ident)*) => {$(
-        impl Kernel<bf16> for $token {
-            const ROWS: usize = 14;
-            const PANELS: usize = 2;
+impl Kernel<bf16> for Avx512Bf16 {
+    const ROWS: usize = 14;
+    const PANELS: usize = 2;
 
-            #[inline(always)]
-            fn sums(self, tile: &Tile<'_, bf16>, sums: &mut Sums) {
-                // SAFETY: the token exists, so the CPU has AVX-512 BF16; the numbers are the tile's.
-                unsafe {
-                    match tile.panels() {
-                        1 => for_rows!(tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, R => dot::<R, 1>(tile, sums)),
-                        _ => for_rows!(tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, R => dot::<R, 2>(tile, sums)),
-                    }
-                }
+    #[inline(always)]
+    fn sums(self, tile: &Tile<'_, bf16>, sums: &mut Sums) {
+        // SAFETY: the token exists, so the CPU has AVX-512 BF16; the numbers are the tile's.
+        unsafe {
+            match tile.panels() {
+                1 => for_rows!(tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, R => dot::<R, 1>(tile, sums)),
+                _ => for_rows!(tile: 1 2 3 4 5 6 7 8 9 10 11 12 13 14, R => dot::<R, 2>(tile, sums)),
             }
         }
-    )*};
+    }
 }
-bf16_kernels!(Amx Avx512Bf16);
 
 /// # Safety
 /// The tile must have R rows and P panels.

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz lint build bundles measure-convert bench-peers tools fuzz-tools references clean
+.PHONY: help demo test test-aarch64 test-slow fuzz lint build bundles measure-convert bench-peers tools fuzz-tools references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -19,7 +19,7 @@ STEPS ?= 200
 PAINT ?= --guidance 2 --strength 0.6 --size 256
 
 help: ## print this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: build ## paint a photograph, learn a style from a picture, paint the photograph in it; one contact sheet
 	@mkdir -p $(OUT)
@@ -32,6 +32,9 @@ demo: build ## paint a photograph, learn a style from a picture, paint the photo
 
 test: tools ## everything that must hold
 	$(CARGO) test --workspace --no-fail-fast
+
+test-aarch64: tools ## the CPU kernels' tests for 64-bit Arm, on an emulated CPU with NEON, dot products and i8mm
+	targets/aarch64.sh test -p pleinair-cpu --lib --tests --no-fail-fast
 
 # tests/fuzz/run.sh has the list of readers; FUZZ=pickle runs only that one
 FUZZ ?=

@@ -4,6 +4,8 @@
 //! product and a 3x3 convolution is an implicit one. Weights are frozen: the backward of every op gives the gradient of
 //! its input and of nothing else, which is all that learning a style needs.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod conv;
 mod float;
@@ -15,6 +17,14 @@ mod mapped;
 mod matrix;
 mod norm;
 mod weight;
+mod wide;
+
+// the tests in here and those in tests/ share it
+#[cfg(test)]
+extern crate self as pleinair_cpu;
+#[cfg(test)]
+#[path = "../tests/isas/mod.rs"]
+mod isas;
 
 pub use attention::{Attention, Precision};
 pub use conv::Conv3x3;

@@ -1,9 +1,8 @@
 //! A frozen linear layer (and so a 1x1 convolution).
 
 use crate::int8::{Rows, matmul as matmul_int8, quantize_rows};
-use crate::matrix::{ALL_CORES, Into, Mat, matmul};
 use crate::weight::Int8Product;
-use crate::{Weight, floats, output, with_weight};
+use crate::{Weight, floats, output, wide, with_weight};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::sync::Arc;
 
@@ -24,22 +23,20 @@ impl CustomOp1 for Linear {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n, k) = (self.weight.outputs(), self.weight.inputs());
         let (x, m, shape) = rows(storage, layout, k, n)?;
-        if let Some(int8) = self.weight.int8()? {
-            return Ok(output(self.int8_forward(x, m, &int8)?, shape));
-        }
-        let mut y = Vec::with_capacity(m * n);
-        let into = match &self.bias {
-            Some(bias) => with_weight(bias, |b| {
-                (0..m).for_each(|_| y.extend_from_slice(b));
-                Ok(Into::Add)
-            })?,
-            None => {
-                y.resize(m * n, 0.0);
-                Into::Overwrite
+        check_smoothing(&self.weight)?;
+        let forward = |bias: Option<&[f32]>| {
+            if bias.is_some_and(|bias| bias.len() != n) {
+                bail!("a linear layer for {n} features got another number of biases")
             }
+            Ok(match self.weight.int8()? {
+                Some(int8) => int8_forward(x, m, &int8, bias),
+                None => wide::forward(&self.weight, wide::Rows::new(x, k), bias),
+            })
         };
-        let w = self.weight.to_f32();
-        matmul(&mut y, n, into, 1.0, Mat::rows(x, m, k, k), Mat::rows(&w, n, k, k).t(), ALL_CORES);
+        let y = match &self.bias {
+            Some(bias) => with_weight(bias, |bias| forward(Some(bias)))?,
+            None => forward(None)?,
+        };
         Ok(output(y, shape))
     }
 
@@ -48,24 +45,19 @@ impl CustomOp1 for Linear {
     }
 }
 
-impl Linear {
-    /// Each row of the input with a scale of its own.
-    fn int8_forward(&self, x: &[f32], m: usize, w: &Int8Product<'_>) -> Result<Vec<f32>> {
-        let (n, k) = (self.weight.outputs(), self.weight.inputs());
-        let (mut values, mut scales, mut y) = (vec![0; m * k], vec![0.0; m], vec![0.0; m * n]);
-        quantize_rows(w.isa, x, w.reciprocals, &mut values, &mut scales);
-        let rows = Rows { values: &values, stride: k, scales: &scales };
-        match &self.bias {
-            Some(bias) => with_weight(bias, |bias| {
-                if bias.len() != n {
-                    bail!("a linear layer for {n} features got {} biases", bias.len())
-                }
-                matmul_int8(w.isa, rows, w.weight, Some(bias), &mut y);
-                Ok(())
-            })?,
-            None => matmul_int8(w.isa, rows, w.weight, None, &mut y),
-        }
-        Ok(y)
+/// Each row of the input with a scale of its own.
+fn int8_forward(x: &[f32], m: usize, w: &Int8Product<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+    let (n, k) = (w.weight.outputs(), w.weight.inputs());
+    let (mut values, mut scales, mut y) = (vec![0; m * k], vec![0.0; m], vec![0.0; m * n]);
+    quantize_rows(w.isa, x, w.reciprocals, &mut values, &mut scales);
+    matmul_int8(w.isa, Rows { values: &values, stride: k, scales: &scales }, w.weight, bias, &mut y);
+    y
+}
+
+fn check_smoothing(weight: &Weight) -> Result<()> {
+    match weight.fits_channels(weight.inputs()) {
+        true => Ok(()),
+        false => bail!("a linear layer for {} features has a weight smoothed for others", weight.inputs()),
     }
 }
 
@@ -79,11 +71,9 @@ impl CustomOp1 for LinearBackward<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n, k) = (self.0.outputs(), self.0.inputs());
-        let (dy, m, shape) = rows(storage, layout, n, k)?;
-        let mut dx = vec![0.0; m * k];
-        let w = self.0.to_f32();
-        matmul(&mut dx, k, Into::Overwrite, 1.0, Mat::rows(dy, m, n, n), Mat::rows(&w, n, k, k), ALL_CORES);
-        Ok(output(dx, shape))
+        let (dy, _, shape) = rows(storage, layout, n, k)?;
+        check_smoothing(self.0)?;
+        Ok(output(wide::backward(self.0, 1, wide::Rows::new(dy, n)), shape))
     }
 }
 

@@ -80,8 +80,6 @@ pub(crate) fn matmul(
     }
 }
 
-/// All cores, on rayon's pool.
-pub(crate) const ALL_CORES: Parallelism = Parallelism::Rayon(0);
 /// The calling thread only, for products inside a parallel loop.
 pub(crate) const ONE_CORE: Parallelism = Parallelism::None;
 

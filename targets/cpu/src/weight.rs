@@ -1,8 +1,9 @@
 //! The frozen matrix of a linear layer or a convolution, as it lies on the disk: f32, f16, bf16 or int8.
 
-use crate::Isa;
 use crate::int8::{PackedWeight, pack};
+use crate::isa::{self, Isa};
 use crate::mapped::Numbers;
+use crate::wide::Precision;
 use candle_core::{Result, bail};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -16,13 +17,9 @@ pub struct Weight {
     outputs: usize,
     inputs: usize,
     values: Values,
-    kernel: Option<Int8Kernel>,
-}
-
-/// What a product of int8 activations needs besides the values.
-#[derive(Debug, Clone)]
-struct Int8Kernel {
     isa: Isa,
+    /// Whether products are as narrow as the values.
+    narrow: bool,
     /// One over [`Int8::smooth`].
     reciprocals: Option<Vec<f32>>,
     /// See [`pack::sums`]; made for the first product, since it reads the whole weight.
@@ -102,34 +99,67 @@ impl Weight {
                     && int8.smooth.as_ref().is_none_or(|s| smooth_fits(s.len()))
             }
         };
-        match fits && outputs > 0 && inputs > 0 {
-            true => Ok(Weight { outputs, inputs, values, kernel: None }),
-            false => bail!("a weight of {outputs} x {inputs} got another number of values"),
+        if !fits || outputs == 0 || inputs == 0 {
+            bail!("a weight of {outputs} x {inputs} got another number of values")
+        }
+        let reciprocals = match &values {
+            Values::Int8(Int8 { smooth: Some(smooth), .. }) => Some(smooth.iter().map(|s| 1.0 / s).collect()),
+            _ => None,
+        };
+        let (isa, sums) = (isa::best(), OnceLock::new());
+        Ok(Weight { outputs, inputs, values, isa, narrow: false, reciprocals, sums })
+    }
+
+    /// The same weight, multiplied by the kernels of an instruction set, and as narrow as it is stored: with int8
+    /// activations where it is packed for that, with bf16 ones where it is bf16 itself. Without, products are in f32.
+    pub fn with_kernels(self, isa: Isa) -> Self {
+        Weight { isa, narrow: true, ..self }
+    }
+
+    /// What its products run on.
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The type of forward products other than int8.
+    pub(crate) fn forward_precision(&self) -> Precision {
+        match &self.values {
+            Values::Bf16(_) if self.narrow => Precision::Bf16,
+            _ => Precision::F32,
         }
     }
 
-    /// The same weight, multiplied by the int8 kernels of an instruction set where it is packed for them.
-    pub fn with_kernels(mut self, isa: Isa) -> Self {
-        self.kernel = match &self.values {
-            Values::Int8(Int8 { packing: Packing::Panels, smooth, .. }) => {
-                let reciprocals = smooth.as_ref().map(|smooth| smooth.iter().map(|s| 1.0 / s).collect());
-                Some(Int8Kernel { isa, reciprocals, sums: OnceLock::new() })
-            }
-            _ => None,
-        };
-        self
+    /// The type of backward products.
+    pub(crate) fn backward_precision(&self) -> Precision {
+        match &self.values {
+            Values::Bf16(_) | Values::Int8(Int8 { packing: Packing::Panels, .. }) if self.narrow => Precision::Bf16,
+            _ => Precision::F32,
+        }
+    }
+
+    /// One over each channel's smoothing.
+    pub(crate) fn reciprocals(&self) -> Option<&[f32]> {
+        self.reciprocals.as_deref()
+    }
+
+    /// Whether it is smoothed for so many channels, or not at all.
+    pub(crate) fn fits_channels(&self, channels: usize) -> bool {
+        self.reciprocals.as_ref().is_none_or(|r| r.len() == channels)
     }
 
     /// The weight for a product of int8 activations, where there are kernels for it.
     pub(crate) fn int8(&self) -> Result<Option<Int8Product<'_>>> {
-        let (Values::Int8(int8), Some(kernel)) = (&self.values, &self.kernel) else { return Ok(None) };
-        let sums = kernel.sums.get_or_init(|| {
+        let Values::Int8(int8 @ Int8 { packing: Packing::Panels, .. }) = &self.values else { return Ok(None) };
+        if !self.narrow {
+            return Ok(None);
+        }
+        let sums = self.sums.get_or_init(|| {
             let mut sums = pack::sums(&int8.values, self.outputs, self.inputs);
             sums.truncate(self.outputs); // the padding has none
             sums
         });
         let weight = PackedWeight::new(&int8.values, &int8.scales, sums, self.inputs)?;
-        Ok(Some(Int8Product { isa: kernel.isa, weight, reciprocals: kernel.reciprocals.as_deref() }))
+        Ok(Some(Int8Product { isa: self.isa, weight, reciprocals: self.reciprocals() }))
     }
 
     /// Rows.

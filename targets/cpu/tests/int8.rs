@@ -1,8 +1,10 @@
 //! Every int8 kernel that this CPU has against the definition, to the last bit, at sizes around every tile edge.
 
 use pleinair_cpu::int8::{PackedWeight, Picture, Rows, conv3x3, matmul, pack, quantize_pictures, quantize_rows};
-use pleinair_cpu::isa::{Isa, found};
-use std::io::Write;
+use pleinair_cpu::isa::Isa;
+
+mod isas;
+use isas::isas;
 
 /// The definitions, loops and all.
 mod definition {
@@ -111,35 +113,7 @@ fn difference(got: &[f32], want: &[f32]) -> Option<String> {
 
 /// Runs `check` with every instruction set that this CPU has and says which ones it lacks.
 fn on_every_isa(what: &str, check: impl Fn(Isa)) {
-    // what the system says, so that a fault in our own detection cannot skip a kernel
-    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let has = |flag: &str| flags.split_whitespace().any(|f| f == flag);
-    let (mut ran, mut skipped) = (vec![], vec![]);
-    for (name, isa) in found() {
-        // an emulator shows the flags of the machine below it, which has another architecture
-        let flag = match name {
-            "amx" if cfg!(target_arch = "x86_64") => "amx_int8",
-            "avx512vnni" if cfg!(target_arch = "x86_64") => "avx512_vnni",
-            "avxvnni" if cfg!(target_arch = "x86_64") => "avx_vnni",
-            "avx2" if cfg!(target_arch = "x86_64") => "avx2",
-            "neon-i8mm" if cfg!(target_arch = "aarch64") => "i8mm",
-            "neon-dotprod" if cfg!(target_arch = "aarch64") => "asimddp",
-            _ => "none",
-        };
-        match isa {
-            Some(isa) => {
-                check(isa);
-                ran.push(name);
-            }
-            None => {
-                assert!(!has(flag), "{what}: this CPU has {flag}, so {name} may not be skipped");
-                skipped.push(name);
-            }
-        }
-    }
-    // the macros that print are silenced in tests
-    let table = format!("{what}: ran {}; skipped, since the CPU lacks it: {}\n", ran.join(", "), skipped.join(", "));
-    std::io::stderr().write_all(table.as_bytes()).unwrap();
+    isas(what).into_iter().for_each(check);
 }
 
 fn product(isa: Isa, (values, stride, scales): (&[i8], usize, &[f32]), w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {

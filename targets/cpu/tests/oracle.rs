@@ -7,6 +7,8 @@ use pleinair_cpu::{Attention, Conv3x3, Geglu, GroupNorm, LayerNorm, Linear, Prec
 use pleinair_cpu::{Int8, Packing, Values, Weight, channels_last};
 use std::sync::Arc;
 
+mod isas;
+
 /// Unit roundoff of f32: one rounding changes a number by at most this share of it.
 const U: f64 = 1.0 / (1 << 24) as f64;
 
@@ -246,8 +248,9 @@ fn assert_near(what: &str, got: &Tensor, want: &[Exact]) {
 /// Step of the central differences: in f64 their own error, h^2 and 1e-16 / h, is far below one f32 rounding.
 const STEP: f64 = 1e-5;
 
-/// Single inputs that are moved, spread over all; besides, all are moved at once in a random direction, thrice.
-const PROBES: usize = 48;
+/// Single inputs that are moved, spread over all; besides, all are moved at once in a random direction, thrice. Fewer where
+/// the tests usually run emulated, at a fraction of the speed.
+const PROBES: usize = if cfg!(target_arch = "x86_64") { 48 } else { 8 };
 
 /// The gradients of `sum(r * op(inputs))` against central differences of the definition. An entry of a gradient is a
 /// sum over paths; `roundings` bounds how many roundings of the largest entry it has seen.
@@ -304,15 +307,9 @@ fn frozen(seed: u64, shape: &[usize]) -> Var {
     Var::from_tensor(&tensor(&numbers(seed, shape.iter().product()), shape)).unwrap()
 }
 
-/// Every instruction set of this machine; prints which ran and which could not.
+/// Every instruction set of this machine; prints once for each test which run and which cannot.
 fn isas() -> Vec<Isa> {
-    let of = |(name, isa): (&'static str, Option<Isa>)| {
-        println!("{name}: {}", if isa.is_some() { "ran" } else { "skipped, this CPU lacks it" });
-        isa
-    };
-    let isas: Vec<_> = isa::found().into_iter().filter_map(of).collect();
-    assert!(isas.contains(&isa::best()), "the fastest may not be skipped");
-    isas
+    isas::isas(std::thread::current().name().expect("tests run in threads named after them"))
 }
 
 fn apply(x: &Tensor, op: &(impl CustomOp1 + Clone + Send + Sync + 'static)) -> Tensor {

@@ -1,7 +1,8 @@
 //! Every function on every instruction set against f64, over a dense part of all f32 numbers.
 
 use super::*;
-use crate::isa::{Isa, Work, found, with_token};
+use crate::isa::{Isa, Work, with_token};
+use crate::isas::isas;
 
 /// Unit roundoff of f32.
 const U: f64 = 1.0 / (1 << 24) as f64;
@@ -64,11 +65,7 @@ fn errors(x: &[f32], y: &[f32], exact: impl Fn(f64) -> f64) -> (f64, f64) {
 #[test]
 fn errors_stay_below_what_is_stated() {
     let erf = |x: f64| 0.5 * libm::erfc(-x / 2f64.sqrt());
-    for (name, isa) in found() {
-        let Some(isa) = isa else {
-            println!("{name}: skipped, this CPU lacks it");
-            continue;
-        };
+    for isa in isas("exponentials") {
         let of = |function, largest: f32, exact: &dyn Fn(f64) -> f64| {
             let x = dense(largest);
             errors(&x, &values(isa, function, &x), exact)
@@ -79,7 +76,7 @@ fn errors_stay_below_what_is_stated() {
         // the square's rounding is an error of the exponential, up to 87 roundings
         let shape = of(Function::DensityShape, 20.0, &|x| (-0.5 * x * x).exp()).1;
         let cdf = of(Function::NormalCdf, -50.0, &erf).1.max(of(Function::NormalCdf, 50.0, &erf).1);
-        println!("{name}: exp2 {exp2:.1e}, sigmoid {sigmoid:.1e}, density {shape:.1e}, cdf {cdf:.1e}");
+        println!("{isa}: exp2 {exp2:.1e}, sigmoid {sigmoid:.1e}, density {shape:.1e}, cdf {cdf:.1e}");
         assert!(exp2 <= 1.4e-7 && sigmoid <= 3e-7 && shape <= 2e-7 && cdf <= 1e-7);
         assert!(cdf > U / 4.0, "an error too small to have been measured");
     }
@@ -87,7 +84,7 @@ fn errors_stay_below_what_is_stated() {
 
 #[test]
 fn the_ends_are_exact_and_nan_stays() {
-    for isa in found().into_iter().filter_map(|(_, isa)| isa) {
+    for isa in isas("exponentials at their ends") {
         let ends = [0.0, -0.0, -127.0, -1e30, f32::NEG_INFINITY, f32::NAN];
         let exp2 = values(isa, Function::Exp2, &ends);
         assert!(exp2[..5] == [1.0, 1.0, 0.0, 0.0, 0.0] && exp2[5].is_nan(), "{isa}: {exp2:?}");
@@ -119,7 +116,7 @@ impl<F: Floats> Work for Add<'_, F> {
 
 #[test]
 fn no_number_is_left_out_at_any_length() {
-    for isa in found().into_iter().filter_map(|(_, isa)| isa) {
+    for isa in isas("exponentials at their ends") {
         for len in 0..=50 {
             let a: Vec<f32> = (0..len).map(|i| i as f32).collect();
             let b: Vec<f32> = a.iter().map(|a| a * 100.0).collect();

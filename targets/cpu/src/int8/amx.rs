@@ -2,27 +2,9 @@
 
 use super::kernel::{Kernel, Sums, Tile};
 use super::pack::{DEPTH, PANEL};
+use crate::amx::{TILE_ROWS, configure, release};
 use crate::isa::Amx;
 use std::arch::asm;
-
-/// Rows of a tile.
-const TILE_ROWS: usize = 16;
-
-/// The operand of `ldtilecfg`: palette 1, all eight tiles of 16 rows of 64 bytes.
-#[repr(align(64))]
-struct Configuration([u8; 64]);
-
-static CONFIGURATION: Configuration = {
-    let mut bytes = [0; 64];
-    bytes[0] = 1;
-    let mut tile = 0;
-    while tile < 8 {
-        bytes[16 + 2 * tile] = 64;
-        bytes[48 + tile] = TILE_ROWS as u8;
-        tile += 1;
-    }
-    Configuration(bytes)
-};
 
 impl Kernel for Amx {
     const ROWS: usize = 2 * TILE_ROWS;
@@ -46,20 +28,6 @@ impl Kernel for Amx {
         // SAFETY: as above, and `begin` has configured the tiles.
         unsafe { multiply(tile, sums) }
     }
-}
-
-/// # Safety
-/// The CPU must have AMX and the system allow it.
-unsafe fn configure() {
-    // SAFETY: reads 64 bytes; tiles are used between `configure` and `release` only.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) CONFIGURATION.0.as_ptr(), options(nostack, readonly, preserves_flags)) }
-}
-
-/// # Safety
-/// The CPU must have AMX and the system allow it.
-unsafe fn release() {
-    // SAFETY: gives the tiles back.
-    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
 }
 
 /// A tile of 16 rows or one panel is done twice: such tiles are rare, and a second form of this could be wrong.
@@ -123,4 +91,39 @@ unsafe fn multiply(tile: &Tile<'_>, sums: &mut Sums) {
 const _: () = assert!(PANEL * size_of::<i32>() == 64 && Sums::STRIDE == 2 * PANEL);
 
 #[cfg(all(test, target_os = "linux"))]
-mod trap;
+mod tests {
+    use super::super::block::{Product, multiply};
+    use super::super::{PackedWeight, Rows, pack};
+    use crate::amx::trap::{Opcode, amx, done};
+    use crate::isa::{Amx, Scalar};
+
+    fn bytes(seed: u32, count: usize) -> Vec<i8> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as i8
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn tiles_give_the_sums_of_plain_rust() {
+        let Some(amx) = amx("int8 tiles") else { return };
+        let before = done(Opcode::Int8);
+        for (m, n, k) in
+            [(1, 1, 1), (16, 16, 64), (17, 17, 65), (31, 33, 128), (33, 48, 320), (64, 64, 63), (97, 80, 640)]
+        {
+            let (a, w) = (bytes(m as u32, m * k), bytes(7, n * k));
+            let packed = pack::pack(&w, n, k);
+            let sums = pack::sums(&packed, n, k);
+            let (a_scales, w_scales, bias) = (vec![0.5; m], vec![0.25; n], vec![1.0; n]);
+            let weight = PackedWeight::new(&packed, &w_scales, &sums, k).unwrap();
+            let rows = Rows { values: &a, stride: k, scales: &a_scales };
+            let (mut got, mut want) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
+            multiply(amx, Product::new(rows, weight, Some(&bias), &mut got));
+            multiply(Scalar::new().unwrap(), Product::new(rows, weight, Some(&bias), &mut want));
+            assert_eq!(got, want, "m{m} n{n} k{k}");
+        }
+        assert!(Amx::new().is_some() || done(Opcode::Int8) > before, "nothing trapped, so nothing was tested");
+    }
+}

@@ -120,4 +120,4 @@ macro_rules! for_rows {
         }
     };
 }
-pub(super) use for_rows;
+pub(crate) use for_rows;

@@ -20,6 +20,7 @@ mod neon;
 mod scalar;
 
 pub use conv::{Picture, conv3x3};
+pub(crate) use kernel::for_rows;
 pub use quantize::{quantize_pictures, quantize_rows};
 
 use crate::isa::{Isa, with_token};

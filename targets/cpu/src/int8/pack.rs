@@ -29,7 +29,7 @@ pub const fn packed_len(outputs: usize, inputs: usize) -> usize {
 }
 
 /// Where the weight from `input` to `output` lies.
-const fn place(output: usize, input: usize, inputs: usize) -> usize {
+pub(crate) const fn place(output: usize, input: usize, inputs: usize) -> usize {
     let panel = output / PANEL * PANEL * padded_inputs(inputs);
     panel + input / GROUP * PANEL * GROUP + output % PANEL * GROUP + input % GROUP
 }

@@ -1,11 +1,10 @@
-//! Runs the AMX kernel on CPUs without AMX: each tile instruction traps, and the handler does what it says (Intel's
+//! Runs the AMX kernels on CPUs without AMX: each tile instruction traps, and the handler does what it says (Intel's
 //! Software Developer's Manual, volume 2, and its VEX encodings). So the very machine code is tested; where the CPU has
 //! AMX nothing traps and the same tests run on it.
 
-use super::super::block::{Product, multiply};
-use super::super::{PackedWeight, Rows, pack};
-use crate::isa::{Amx, Scalar};
+use crate::isa::Amx;
 use std::cell::{Cell, UnsafeCell};
+use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The tiles of a thread, 16 rows of 64 bytes, and the rows and bytes per row that are configured.
@@ -21,8 +20,22 @@ thread_local! {
     };
 }
 
-/// Instructions that trapped, on any thread.
-static TRAPPED: AtomicUsize = AtomicUsize::new(0);
+/// The instructions that are counted.
+#[derive(Clone, Copy)]
+pub(crate) enum Opcode {
+    /// `tdpbssd`
+    Int8,
+    /// `tdpbf16ps`
+    Bf16,
+}
+
+/// How often each was carried out, on any thread.
+static DONE: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// How often it was carried out here.
+pub(crate) fn done(opcode: Opcode) -> usize {
+    DONE[opcode as usize].load(Ordering::Relaxed)
+}
 
 /// General registers in the order of their numbers in an instruction.
 const REGISTERS: [i32; 16] = [
@@ -98,6 +111,15 @@ unsafe fn decode(code: *const u8, registers: &[i64; 23]) -> Option<Instruction> 
     Some(Instruction { opcode, prefix: at(2) & 3, reg, rm, vvvv, memory, len })
 }
 
+/// Zero for what is too small to be a normal number: the instructions take and give no others.
+fn flush(x: f32) -> f32 {
+    if x.is_subnormal() { 0f32.copysign(x) } else { x }
+}
+
+fn bf16(bytes: [u8; 2]) -> f32 {
+    flush(f32::from_bits((u16::from_le_bytes(bytes) as u32) << 16))
+}
+
 /// Does what the instruction says; `false` if it is none of AMX's.
 fn execute(tiles: &Tiles, i: &Instruction) -> bool {
     // SAFETY: only this thread's handler reads or writes its tiles, and it is not entered twice.
@@ -152,6 +174,27 @@ fn execute(tiles: &Tiles, i: &Instruction) -> bool {
                     sum.copy_from_slice(&(before + products.sum::<i32>()).to_le_bytes());
                 }
             }
+            DONE[Opcode::Int8 as usize].fetch_add(1, Ordering::Relaxed);
+        }
+        // tdpbf16ps
+        (F3, 0x5c, None) => {
+            let (a, b) = (bytes[i.rm], bytes[i.vvvv]);
+            for m in 0..rows[i.reg] {
+                for n in 0..row_bytes[i.reg] / 4 {
+                    let mut sums = [0.0f32; 2];
+                    for k in 0..row_bytes[i.rm] / 4 {
+                        for half in 0..2 {
+                            let at = |row: &[u8; 64], column: usize| bf16([row[column], row[column + 1]]);
+                            let (a, b) = (at(&a[m], 4 * k + 2 * half), at(&b[k], 4 * n + 2 * half));
+                            sums[half] = flush(a.mul_add(b, sums[half]));
+                        }
+                    }
+                    let sum = &mut bytes[i.reg][m][4 * n..][..4];
+                    let before = flush(f32::from_le_bytes([sum[0], sum[1], sum[2], sum[3]]));
+                    sum.copy_from_slice(&flush(before + flush(sums[0] + sums[1])).to_le_bytes());
+                }
+            }
+            DONE[Opcode::Bf16 as usize].fetch_add(1, Ordering::Relaxed);
         }
         _ => return false,
     }
@@ -167,7 +210,6 @@ extern "C" fn on_illegal_instruction(_: libc::c_int, _: *mut libc::siginfo_t, co
     // SAFETY: the CPU refused what stands there.
     match unsafe { decode(at, registers) } {
         Some(instruction) if TILES.with(|tiles| execute(tiles, &instruction)) => {
-            TRAPPED.fetch_add(1, Ordering::Relaxed);
             registers[libc::REG_RIP as usize] += instruction.len as i64;
         }
         // SAFETY: not ours: let it end the process as if nothing had been installed.
@@ -177,45 +219,27 @@ extern "C" fn on_illegal_instruction(_: libc::c_int, _: *mut libc::siginfo_t, co
     }
 }
 
-/// The token, real or not; `None` where there is no AVX-512 either.
-fn amx() -> Option<Amx> {
-    Amx::new().or_else(|| {
-        // SAFETY: a handler of the right kind; what it does not know ends the process as before.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_illegal_instruction as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO;
-            assert_eq!(libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()), 0);
+/// The token, real or not; `None` where there is no AVX-512 either. Says which for the kernel called `what`.
+pub(crate) fn amx(what: &str) -> Option<Amx> {
+    let (token, how) = match (Amx::new(), Amx::emulated()) {
+        (Some(amx), _) => (Some(amx), "ran"),
+        (None, Some(amx)) => {
+            install();
+            (Some(amx), "ran with each tile instruction carried out by the test")
         }
-        Amx::emulated()
-    })
-}
-
-fn bytes(seed: u32, count: usize) -> Vec<i8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as i8
+        (None, None) => (None, "skipped, since the CPU lacks even AVX-512"),
     };
-    (0..count).map(|_| next()).collect()
+    // the macros that print are silenced in tests
+    std::io::stderr().write_all(format!("{what}: amx {how}\n").as_bytes()).expect("standard error is open");
+    token
 }
 
-#[test]
-fn tiles_give_the_sums_of_plain_rust() {
-    let Some(amx) = amx() else { return eprintln!("skipped: no AVX-512") };
-    for (m, n, k) in [(1, 1, 1), (16, 16, 64), (17, 17, 65), (31, 33, 128), (33, 48, 320), (64, 64, 63), (97, 80, 640)]
-    {
-        let (a, w) = (bytes(m as u32, m * k), bytes(7, n * k));
-        let packed = pack::pack(&w, n, k);
-        let sums = pack::sums(&packed, n, k);
-        let (a_scales, w_scales, bias) = (vec![0.5; m], vec![0.25; n], vec![1.0; n]);
-        let weight = PackedWeight::new(&packed, &w_scales, &sums, k).unwrap();
-        let rows = Rows { values: &a, stride: k, scales: &a_scales };
-        let (mut got, mut want) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
-        multiply(amx, Product::new(rows, weight, Some(&bias), &mut got));
-        multiply(Scalar::new().unwrap(), Product::new(rows, weight, Some(&bias), &mut want));
-        assert_eq!(got, want, "m{m} n{n} k{k}");
-        let trapped = TRAPPED.swap(0, Ordering::Relaxed);
-        assert!(Amx::new().is_some() || trapped > 0, "nothing trapped, so nothing was tested");
+fn install() {
+    // SAFETY: a handler of the right kind; what it does not know ends the process as before.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_illegal_instruction as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()), 0);
     }
 }

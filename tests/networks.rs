@@ -67,7 +67,7 @@ fn noise_prediction_equals_diffusers_with_and_without_control() {
 }
 
 #[test]
-fn the_vae_in_tract_equals_diffusers() {
+fn the_vae_equals_diffusers() {
     for model in MODELS {
         let (bundle, reference) = open(model);
         let vae = Vae::open(&bundle).unwrap();

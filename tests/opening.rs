@@ -4,8 +4,10 @@ mod reference;
 
 use pleinair::bundle::Bundle;
 use pleinair::bundle::weights::Weights;
+use pleinair::camera::Frame;
 use pleinair::net::{ControlNet, TextEncoder, Unet};
 use pleinair::painter::Painter;
+use pleinair::side::vae::Vae;
 use reference::model_folder;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -229,10 +231,107 @@ fn a_header_that_claims_more_than_there_can_be_is_refused() {
 }
 
 #[test]
-fn a_folder_without_onnx_says_how_to_make_it() {
+fn a_folder_without_a_vae_says_how_to_make_it() {
     let (_dir, folder) = tiny();
-    fs::remove_file(folder.join("vae/decoder.onnx")).unwrap();
+    for file in ["vae/decoder.onnx", "vae/encoder.onnx"] {
+        fs::remove_file(folder.join(file)).unwrap();
+    }
+    Painter::open(&folder).unwrap(); // its weights are enough
+    let weights = folder.join(VAE);
+    fs::rename(&weights, weights.with_extension("bin")).unwrap();
     let error = Painter::open(&folder).unwrap_err().to_string();
     assert!(error.contains("encoder.onnx and decoder.onnx") && error.contains("pleinair-quantize convert"), "{error}");
     assert!(Painter::open(Path::new("no/such/model")).unwrap_err().to_string().contains("--bundle"));
+}
+
+const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
+
+fn without_onnx() -> (TempDir, PathBuf) {
+    let (dir, folder) = tiny();
+    ["vae/decoder.onnx", "vae/encoder.onnx"].iter().for_each(|file| fs::remove_file(folder.join(file)).unwrap());
+    (dir, folder)
+}
+
+/// What becomes of a picture in the VAE, in and out.
+fn through_the_vae(folder: &Path) -> [Vec<f32>; 3] {
+    let vae = Vae::open(&Bundle::open(folder).unwrap()).unwrap();
+    let frame = Frame::new(64, 24, (0..64 * 24 * 3).map(|i| (i * i % 251) as u8).collect()).unwrap();
+    let posterior = vae.encode(&frame).unwrap();
+    let picture = vae.decode(&posterior.mode().unwrap()).unwrap();
+    assert_eq!((posterior.mean.dims(), picture.dims()), (&[1, 4, 3, 8][..], &[1, 3, 24, 64][..]));
+    [posterior.mean, posterior.logvar, picture].map(|t| t.flatten_all().unwrap().to_vec1().unwrap())
+}
+
+#[test]
+fn missing_and_misshapen_tensors_of_the_vae_are_named_together() {
+    let (_dir, folder) = without_onnx();
+    for (half, block, other) in
+        [("encoder", "down_blocks.0", "down_blocks.1"), ("decoder", "up_blocks.3", "up_blocks.1")]
+    {
+        let path = folder.join(VAE);
+        let good = fs::read(&path).unwrap();
+        edit(&path, |tensors| {
+            tensors.remove(&format!("{half}.{block}.resnets.0.conv2.weight")).unwrap();
+            tensors.remove(&format!("{half}.mid_block.attentions.0.to_v.bias")).unwrap();
+            tensors.retain(|name, _| !name.starts_with(&format!("{half}.{other}.resnets.")));
+            tensors.get_mut(&format!("{half}.conv_norm_out.bias")).unwrap().1.push(1);
+        });
+        let error = Painter::open(&folder).unwrap_err().to_string();
+        for words in [
+            format!("vae: tensor {half}.{block}.resnets.0.conv2.weight [8, 8, 3, 3] is missing"),
+            format!("vae: tensor {half}.mid_block.attentions.0.to_v.bias [16] is missing"),
+            format!("vae: tensor {half}.{other}.resnets.0.norm1.weight [16] is missing")
+                .replace("[16]", if half == "encoder" { "[8]" } else { "[16]" }),
+            format!("vae: tensor {half}.conv_norm_out.bias has the shape"),
+        ] {
+            assert!(error.contains(&words), "no {words:?} in: {error}");
+        }
+        fs::write(&path, good).unwrap();
+    }
+    Painter::open(&folder).unwrap();
+}
+
+/// As diffusers named the attention's layers before 0.17, with the kernels that the original checkpoints have.
+#[test]
+fn the_old_names_of_the_vaes_attention_are_read() {
+    let (_dir, folder) = without_onnx();
+    let new = through_the_vae(&folder);
+    edit(&folder.join(VAE), |tensors| {
+        let old = |name: &str| {
+            let names =
+                [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")];
+            names.iter().fold(name.to_owned(), |name, (new, old)| name.replace(new, old))
+        };
+        let renamed = std::mem::take(tensors).into_iter().map(|(name, (dtype, mut shape, bytes))| {
+            if old(&name) != name && shape.len() == 2 {
+                shape.extend([1, 1]);
+            }
+            (old(&name), (dtype, shape, bytes))
+        });
+        *tensors = renamed.collect();
+    });
+    assert!(through_the_vae(&folder) == new);
+}
+
+/// Own layers first; where they do not know a configuration, the ONNX files say what it computes.
+#[test]
+fn a_vae_of_another_kind_needs_onnx() {
+    for (key, value, words) in [
+        ("act_fn", "relu".into(), "act_fn = \"relu\" is not supported"),
+        ("up_block_types", vec!["AttnUpDecoderBlock2D"; 4].into(), "up_block_types \"AttnUpDecoderBlock2D\""),
+        ("norm_num_grops", 4.into(), "norm_num_grops = 4 is unknown"),
+    ] {
+        let (_dir, folder) = tiny();
+        set(&folder.join("vae/config.json"), key, value);
+        let vae = Vae::open(&Bundle::open(&folder).unwrap()).unwrap();
+        assert!(format!("{vae:?}").contains("decoder.onnx"), "{vae:?}");
+        fs::remove_file(folder.join("vae/decoder.onnx")).unwrap();
+        let error = Painter::open(&folder).unwrap_err().to_string();
+        assert!(error.contains(words), "no {words:?} in: {error}");
+    }
+    let (_dir, folder) = without_onnx();
+    assert!(format!("{:?}", Vae::open(&Bundle::open(&folder).unwrap())).contains("own layers"));
+    set(&folder.join("vae/config.json"), "norm_num_groups", 5.into());
+    let error = Painter::open(&folder).unwrap_err().to_string();
+    assert!(error.contains("do not divide into norm_num_groups = 5"), "{error}");
 }

@@ -5,7 +5,7 @@ mod bundle;
 use crate::tensors::{self, TensorSpec};
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
 use pleinair::bundle::weights::Weights;
-use pleinair::bundle::{Bundle, VaeFiles, manifest, read_json};
+use pleinair::bundle::{Bundle, VaeFiles, VaeHalf, manifest, read_json};
 use pleinair::prompt::Tokenizer;
 use pleinair::sampler::{BetaSchedule, PredictionType, Schedule, SchedulerConfig};
 use pleinair::{Error, Result};
@@ -206,7 +206,7 @@ impl Inspection {
         }
     }
 
-    /// The weights, where they are there, and the ONNX files, which are what runs.
+    /// The weights and the ONNX files, where they are there; one of them must be.
     fn vae(&mut self, config: Option<VaeConfig>, bundle: Option<&Bundle>) {
         let line = config.map(vae_line).unwrap_or_default();
         let stem = "diffusion_pytorch_model";
@@ -216,13 +216,16 @@ impl Inspection {
         if has_weights {
             self.weights("vae", None, Some(line.clone()));
         }
+        let runs = |bundle: &Bundle| matches!(bundle.vae_weights(VaeHalf::Decoder), Ok(Some(_)));
         match bundle.map(Bundle::vae_files) {
             Some(Ok(VaeFiles { encoder, decoder })) => {
                 let bytes = file_bytes(&encoder) + file_bytes(&decoder);
                 self.parts.push(Part { files: 2, bytes, ..without_tensors("vae (onnx)", line) });
             }
-            Some(Err(missing)) => self.notes.push(format!("painting and learning need the VAE as ONNX: {missing}")),
-            None => {}
+            Some(Err(missing)) if !bundle.is_some_and(runs) => {
+                self.notes.push(format!("painting and learning need the VAE: {missing}"));
+            }
+            _ => {}
         }
     }
 

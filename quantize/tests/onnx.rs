@@ -149,12 +149,15 @@ fn kl_equals_diffusers() {
     }
 }
 
+/// Our files in tract against the program's own layers, which run where the weights are known, and where PyTorch has
+/// exported the same weights against that.
 #[test]
-fn kl_equals_what_pytorch_exported_at_other_sizes() {
+fn kl_equals_the_own_layers_and_what_pytorch_exported_at_other_sizes() {
     for model in MODELS {
         let (_folder, bundle) = bundle_of(model, Storage::F32);
-        let (ours, exported) = (Vae::open(&bundle).unwrap(), Bundle::open(&repository().join(model)).unwrap());
-        let theirs = Vae::open(&exported).unwrap();
+        let (ours, whole) = (Vae::open(&bundle).unwrap(), Bundle::open(&repository().join(model)).unwrap());
+        let theirs = Vae::open(&whole).unwrap();
+        assert!(format!("{ours:?}").contains("decoder.onnx") && format!("{theirs:?}").contains("own layers"));
         let name = Path::new(model).file_name().unwrap().to_str().unwrap();
         let reference = Reference::open(&format!("{name}-networks"));
         // upright instead of lying, and a batch of two of which one is upside down
@@ -170,6 +173,19 @@ fn kl_equals_what_pytorch_exported_at_other_sizes() {
             let [got, want] = [&ours, &theirs].map(|vae| vae.decode(&latent).unwrap());
             assert_eq!(got.dims(), image.dims());
             assert_within(&got, &want, 2.0 * ROUNDING * reference.rounding("vae.decoded"), "decoded");
+            if let Ok(exported) = std::fs::read(repository().join(model).join("vae/decoder.onnx")) {
+                let want = evaluate(&exported, &(&latent.0 / bundle.vae.scaling_factor).unwrap());
+                assert_within(&got, &want, 2.0 * ROUNDING * reference.rounding("vae.decoded"), "exported");
+            }
+        }
+        // flat and long, and a single cell
+        let latent = &reference.0["vae.latent"];
+        let row = latent.narrow(2, 0, 1).unwrap();
+        let wide = Tensor::cat(&[&row, &row, &row], 3).unwrap();
+        for latent in [wide, latent.narrow(2, 1, 1).unwrap().narrow(3, 1, 1).unwrap()] {
+            let latent = Latent((latent.contiguous().unwrap() * bundle.vae.scaling_factor).unwrap());
+            let [got, want] = [&ours, &theirs].map(|vae| vae.decode(&latent).unwrap());
+            assert_within(&got, &want, 2.0 * ROUNDING * reference.rounding("vae.decoded"), "other sizes");
         }
     }
 }

@@ -412,7 +412,40 @@ pub struct VaeConfig {
     /// Subtracted before scaling in other model families; null here.
     #[serde(default, skip_serializing)]
     shift_factor: Option<f64>,
+    /// Groups of each GroupNorm, where this is a diffusers folder's: a bundle's ONNX files say it themselves.
+    #[serde(default = "groups", skip_serializing)]
+    pub norm_num_groups: usize,
+    /// The class, in a diffusers folder.
+    #[serde(rename = "_class_name", default, skip_serializing)]
+    class_name: String,
+    /// Everything else, for [`VaeConfig::kl_problems`].
+    #[serde(flatten, skip_serializing)]
+    rest: HashMap<String, Value>,
 }
+
+/// Keys that change an `AutoencoderKL`, with the only value this program implements in its own layers. The tensors tell
+/// about those that are not here: `layers_per_block`, `use_quant_conv`, `mid_block_add_attention`.
+const KL_ONLY: &[(&str, &str)] = &[
+    ("act_fn", "\"silu\""),
+    ("in_channels", "3"),
+    ("latents_mean", "null"),
+    ("latents_std", "null"),
+    ("out_channels", "3"),
+];
+
+/// Keys of an `AutoencoderKL` that the tensors tell as well, or that change nothing in one evaluation.
+const KL_INERT: &[&str] = &[
+    "down_block_types",
+    "force_upcast",
+    "latent_magnitude",
+    "latent_shift",
+    "layers_per_block",
+    "mid_block_add_attention",
+    "sample_size",
+    "up_block_types",
+    "use_post_quant_conv",
+    "use_quant_conv",
+];
 
 /// The value of SD 1.x, whose oldest configurations lack the key.
 fn sd_scaling() -> f64 {
@@ -424,7 +457,34 @@ impl VaeConfig {
     /// channels of a latent, and the factor that latents are scaled by.
     pub fn new(factor: usize, latent_channels: usize, scaling_factor: f64) -> Self {
         let block_out_channels = vec![latent_channels; factor.ilog2() as usize + 1];
-        VaeConfig { block_out_channels, latent_channels, scaling_factor, shift_factor: None }
+        VaeConfig {
+            block_out_channels,
+            latent_channels,
+            scaling_factor,
+            shift_factor: None,
+            norm_num_groups: groups(),
+            class_name: String::new(),
+            rest: HashMap::new(),
+        }
+    }
+
+    /// Whether a diffusers folder calls it an `AutoencoderKL`.
+    pub(super) fn is_kl(&self) -> bool {
+        self.class_name == "AutoencoderKL"
+    }
+
+    /// What keeps an `AutoencoderKL` from running in this program's own layers.
+    pub(super) fn kl_problems(&self) -> Vec<String> {
+        let mut rest = self.rest.clone();
+        rest.retain(|key, _| !KL_INERT.contains(&key.as_str()));
+        let mut problems = unsupported("vae", &rest, KL_ONLY);
+        for (key, known) in [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")] {
+            let types = self.rest.get(key).and_then(Value::as_array);
+            for other in types.into_iter().flatten().filter(|class| *class != known) {
+                problems.push(format!("vae: {key} {other} is not supported, only {known}"));
+            }
+        }
+        problems
     }
 
     pub(super) fn problems(&self) -> Vec<String> {

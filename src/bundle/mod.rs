@@ -1,9 +1,10 @@
 //! A model on disk. Opens a bundle, whose `bundle.json` describes every part and whose weights are used where they lie,
 //! or a plain diffusers folder: `model_index.json` names the parts, each part's `config.json` decides its shape,
-//! safetensors hold the weights and ONNX files the frozen side models.
+//! safetensors hold the weights; a VAE may be ONNX as well.
 
 pub mod config;
 pub mod manifest;
+mod onnx;
 pub mod pickle;
 mod values;
 pub mod weights;
@@ -11,7 +12,7 @@ pub mod write;
 
 use crate::{Error, Result};
 use config::{ControlNetConfig, ModelIndex, TextConfig, UnetConfig, VaeConfig};
-use manifest::{Control, Manifest};
+use manifest::{Control, Dtype, Manifest};
 use pleinair_cpu::MappedFile;
 use pleinair_cpu::isa::{self, Isa};
 use serde::de::DeserializeOwned;
@@ -46,6 +47,24 @@ pub struct VaeFiles {
     pub encoder: PathBuf,
     /// Latent to picture.
     pub decoder: PathBuf,
+}
+
+/// A half of the VAE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VaeHalf {
+    /// Picture to moments.
+    Encoder,
+    /// Latent to picture.
+    Decoder,
+}
+
+/// Weights of a half of an `AutoencoderKL`, or of both, and what they do not tell themselves.
+#[derive(Debug)]
+pub struct VaeWeights {
+    /// By diffusers' names.
+    pub tensors: Weights,
+    /// Groups of each GroupNorm.
+    pub norm_num_groups: usize,
 }
 
 impl Bundle {
@@ -211,6 +230,51 @@ impl Bundle {
         Bundle { probe: Some(probe), ..self }
     }
 
+    /// The weights of half of the VAE, where it is an `AutoencoderKL` whose tensors are known by name: a diffusers
+    /// folder's, or those inside a bundle's ONNX files. None where only ONNX from elsewhere, or of another network, can
+    /// be run. A bundle whose networks are int8 or bf16 has its VAE multiplied in bf16.
+    ///
+    /// # Errors
+    /// If the file is damaged, or has tensors only that this program does not run.
+    pub fn vae_weights(&self, half: VaeHalf) -> Result<Option<VaeWeights>> {
+        let found = match &self.manifest {
+            Some(manifest) => self.vae_weights_of_bundle(manifest, half)?,
+            None => self.vae_weights_of_folder()?,
+        };
+        Ok(found.map(|found| VaeWeights { tensors: found.tensors.with_kernels(self.isa), ..found }))
+    }
+
+    fn vae_weights_of_bundle(&self, manifest: &Manifest, half: VaeHalf) -> Result<Option<VaeWeights>> {
+        if manifest.vae.kind != "AutoencoderKL" {
+            return Ok(None);
+        }
+        let (file, norm) = match half {
+            VaeHalf::Encoder => ("vae_encoder.onnx", "encoder.conv_norm_out.ones"),
+            VaeHalf::Decoder => ("vae_decoder.onnx", "decoder.conv_norm_out.ones"),
+        };
+        let Some(tensors) = onnx::read(&self.folder.join(file))? else { return Ok(None) };
+        // the standard deviations' factor in the graph, one for each group
+        let norm_num_groups = tensors.shape(norm).map_or(0, |shape| shape.iter().product());
+        let bf16 = matches!(manifest.dtype, Dtype::Int8 | Dtype::Bf16);
+        Ok(Some(VaeWeights { tensors: tensors.in_bf16(bf16), norm_num_groups }))
+    }
+
+    fn vae_weights_of_folder(&self) -> Result<Option<VaeWeights>> {
+        let stem = "diffusion_pytorch_model";
+        if !self.vae.is_kl() || weights::files(&self.folder.join("vae"), stem).is_err() {
+            return Ok(None);
+        }
+        let problems = self.vae.kl_problems();
+        match problems.is_empty() {
+            true => {
+                let tensors = Weights::open(&self.folder, "vae", stem)?;
+                Ok(Some(VaeWeights { tensors, norm_num_groups: self.vae.norm_num_groups }))
+            }
+            false if self.vae_files().is_ok() => Ok(None),
+            false => Err(Error::Model { folder: self.folder.clone(), problems }),
+        }
+    }
+
     /// The VAE's ONNX files: a bundle's, or in a diffusers folder as this project writes them (`vae/encoder.onnx`) or as
     /// ONNX exporters of Stable Diffusion do (`vae_encoder/model.onnx`).
     ///
@@ -229,7 +293,8 @@ impl Bundle {
         }
         Err(Error::file(
             &self.folder.join("vae"),
-            "no encoder.onnx and decoder.onnx here; pleinair-quantize convert makes a bundle that has them",
+            "no diffusion_pytorch_model.safetensors of an AutoencoderKL, and no encoder.onnx and decoder.onnx here; \
+             pleinair-quantize convert makes a bundle that has them",
         ))
     }
 

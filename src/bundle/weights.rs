@@ -4,12 +4,13 @@
 use super::values;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Shape, Tensor};
+use half::bf16;
 use pleinair_cpu::{Isa, MappedFile, Numbers, Plain};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -31,6 +32,8 @@ pub struct Weights {
     problems: Mutex<Vec<String>>,
     /// A bundle's file; a model's files are read, not mapped.
     map: Option<Arc<MappedFile>>,
+    /// Whether matrices that are read, not mapped, are kept as bfloat16.
+    bf16: bool,
     probe: Option<Arc<dyn Probe>>,
     isa: Option<Isa>,
 }
@@ -78,6 +81,18 @@ struct Place {
     offset: u64,
     dtype: Dtype,
     shape: Vec<usize>,
+    /// The bytes themselves, where the file has a form of its own and was read as a whole.
+    held: Option<Arc<Vec<u8>>>,
+}
+
+/// A tensor in memory.
+pub(super) struct Held {
+    pub(super) name: String,
+    /// One of those with a [`values::width`].
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// As many as type and shape ask for.
+    pub(super) bytes: Vec<u8>,
 }
 
 /// What a file's header says of one tensor.
@@ -144,7 +159,18 @@ impl Weights {
             metadata.extend(header.1);
         }
         let (folder, part, problems) = (folder.to_path_buf(), part.into(), Mutex::default());
-        Weights { folder, part, tensors, metadata, problems, map: None, probe: None, isa: None }
+        Weights { folder, part, tensors, metadata, problems, map: None, bf16: false, probe: None, isa: None }
+    }
+
+    /// The tensors of a file in another form than safetensors.
+    pub(super) fn hold(path: &Path, tensors: Vec<Held>) -> Self {
+        let place = |held: Held| {
+            let Held { name, dtype, shape, bytes } = held;
+            (name, Place { file: path.to_path_buf(), offset: 0, dtype, shape, held: Some(Arc::new(bytes)) })
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let header = (tensors.into_iter().map(place).collect(), HashMap::new());
+        Self::from_headers(path.parent().unwrap_or(path), &name, [header])
     }
 
     /// Maps `folder/part.safetensors` of a bundle.
@@ -163,6 +189,12 @@ impl Weights {
         self
     }
 
+    /// The same weights, their matrices rounded to bfloat16 when they are read: kept so, and multiplied so.
+    pub(super) fn in_bf16(mut self, bf16: bool) -> Self {
+        self.bf16 = bf16;
+        self
+    }
+
     /// The same weights, every product of which `probe` sees, if there is one.
     pub(super) fn probed(mut self, probe: Option<Arc<dyn Probe>>) -> Self {
         self.probe = probe;
@@ -177,6 +209,11 @@ impl Weights {
     /// The root of the part's names.
     pub fn root(&self) -> Names<'_> {
         Names { weights: self, path: String::new() }
+    }
+
+    /// The part's folder, or its file where it is one; for messages.
+    pub fn place_of_part(&self) -> PathBuf {
+        self.folder.join(&self.part)
     }
 
     /// Whether a tensor of this name exists.
@@ -211,7 +248,7 @@ impl Weights {
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         match self.tensors.get(name) {
             Some(place) => place.read(name),
-            None => Err(Error::file(&self.folder.join(&self.part), format!("tensor {name} is missing"))),
+            None => Err(Error::file(&self.place_of_part(), format!("tensor {name} is missing"))),
         }
     }
 
@@ -283,7 +320,10 @@ impl Weights {
     ) -> Result<LayerWeight> {
         let found = match &self.map {
             Some(map) => self.mapped(map, &layer, outputs, inputs),
-            None => read().map(|values| Values::F32(values.into())),
+            None => read().map(|values| match self.bf16 {
+                true => Values::Bf16(values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>().into()),
+                false => Values::F32(values.into()),
+            }),
         };
         let values = self.noted(found, || Ok(Values::F32(vec![0.0; outputs * inputs].into())))?;
         let weight = Weight::new(outputs, inputs, values)?;
@@ -346,12 +386,16 @@ impl Place {
             let what = format!("tensor {name} is {:?}; supported are {}", self.dtype, values::SUPPORTED);
             return Err(Error::file(&self.file, what));
         }
-        values::read_f32(&self.file, self.offset, self.dtype, self.shape.iter().product())
+        let count = self.shape.iter().product();
+        match &self.held {
+            Some(bytes) => values::read_f32_from(&self.file, Cursor::new(&bytes[..]), 0, self.dtype, count),
+            None => values::read_f32(&self.file, self.offset, self.dtype, count),
+        }
     }
 }
 
 /// The weight files of a part.
-fn files(place: &Path, stem: &str) -> Result<Vec<PathBuf>> {
+pub(super) fn files(place: &Path, stem: &str) -> Result<Vec<PathBuf>> {
     for variant in ["", ".fp16"] {
         let whole = place.join(format!("{stem}{variant}.safetensors"));
         if whole.is_file() {
@@ -401,6 +445,7 @@ fn read_header(path: &Path, mut file: impl Read, length: u64) -> Result<Header> 
         offset: 8 + header + info.data_offsets.0 as u64,
         dtype: info.dtype,
         shape: info.shape.clone(),
+        held: None,
     };
     let places = metadata.tensors().into_iter().map(|(name, info)| (name, place(info))).collect();
     Ok((places, metadata.metadata().clone().unwrap_or_default()))

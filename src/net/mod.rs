@@ -1,6 +1,6 @@
 //! The networks as candle modules; structs follow the checkpoint's names. Feature maps are channels last, `[B, H*W, C]`,
-//! from `conv_in` to `conv_out`. Every weight is frozen; gradients flow to the text states only, and every block is
-//! computed again in the backward instead of being kept.
+//! from `conv_in` to `conv_out`. Every weight is frozen; gradients flow to the text states only, and every block on
+//! their way is computed again in the backward instead of being kept.
 
 mod attention;
 mod blocks;
@@ -11,11 +11,13 @@ mod portable;
 mod resnet;
 pub mod text;
 pub mod unet;
+pub mod vae;
 
 pub use blocks::TextKv;
 pub use controlnet::{ControlNet, Residuals};
 pub use text::TextEncoder;
 pub use unet::Unet;
+pub use vae::{VaeDecoder, VaeEncoder};
 
 use candle_core::Tensor;
 

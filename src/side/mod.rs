@@ -1,4 +1,5 @@
-//! The frozen helpers beside the networks: the VAE in tract, and control pictures.
+//! The frozen helpers beside the networks: the VAE, and control pictures.
 
+mod onnx;
 pub mod soft_edges;
 pub mod vae;

@@ -1,31 +1,56 @@
-//! The VAE (arXiv 1312.6114; diffusers `AutoencoderKL`), frozen, from ONNX in tract: pictures to latents and back.
+//! The VAE (arXiv 1312.6114), frozen: pictures to latents and back. An `AutoencoderKL` whose weights are known by name runs
+//! in this program's own layers; every other (an `AutoencoderTiny`, ONNX from elsewhere) in tract.
 
-use crate::bundle::Bundle;
+use super::onnx::OnnxModel;
+use crate::bundle::{Bundle, VaeHalf};
 use crate::camera::Frame;
-use crate::net::Latent;
+use crate::net::{Latent, VaeDecoder, VaeEncoder};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use tract_core::prelude::*;
-use tract_linalg::multithread::{Executor, multithread_tract_scope};
-use tract_onnx::prelude::{Framework, InferenceModel, InferenceModelExt};
 
-/// Encoder and decoder; a plan is optimised once for each size and kept.
+/// Encoder and decoder.
 pub struct Vae {
-    encoder: Side,
-    decoder: Side,
-    tiny_decoder: Option<Side>,
+    encoder: Encoder,
+    decoder: Decoder,
+    tiny_decoder: Option<OnnxModel>,
     scaling_factor: f32,
     factor: usize,
     latent_channels: usize,
-    threads: Executor,
+}
+
+/// The way in: in this program's own layers where the weights are known by name, else in tract.
+enum Encoder {
+    Net(VaeEncoder),
+    Onnx(OnnxModel),
+}
+
+/// The way out, as [`Encoder`].
+enum Decoder {
+    Net(VaeDecoder),
+    Onnx(OnnxModel),
 }
 
 impl std::fmt::Debug for Vae {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vae").field("encoder", &self.encoder.path).field("decoder", &self.decoder.path).finish()
+        f.debug_struct("Vae").field("encoder", &self.encoder).field("decoder", &self.decoder).finish()
+    }
+}
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Encoder::Net(_) => f.write_str("own layers"),
+            Encoder::Onnx(model) => model.path().fmt(f),
+        }
+    }
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Decoder::Net(_) => f.write_str("own layers"),
+            Decoder::Onnx(model) => model.path().fmt(f),
+        }
     }
 }
 
@@ -60,21 +85,25 @@ impl Posterior {
 }
 
 impl Vae {
-    /// Reads the bundle's two ONNX files.
+    /// Loads both halves.
     ///
     /// # Errors
-    /// If they are missing or not ONNX.
+    /// If they are missing or damaged; every tensor that is wrong is named.
     pub fn open(bundle: &Bundle) -> Result<Self> {
-        let files = bundle.vae_files()?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (levels, latent_channels) = (bundle.vae.block_out_channels.len(), bundle.vae.latent_channels);
         Ok(Vae {
-            encoder: Side::open(&files.encoder)?,
-            decoder: Side::open(&files.decoder)?,
-            tiny_decoder: bundle.tiny_decoder().map(|path| Side::open(&path)).transpose()?,
+            encoder: match bundle.vae_weights(VaeHalf::Encoder)? {
+                Some(weights) => Encoder::Net(VaeEncoder::load(weights, levels, latent_channels)?),
+                None => Encoder::Onnx(OnnxModel::open(&bundle.vae_files()?.encoder)?),
+            },
+            decoder: match bundle.vae_weights(VaeHalf::Decoder)? {
+                Some(weights) => Decoder::Net(VaeDecoder::load(weights, levels, latent_channels)?),
+                None => Decoder::Onnx(OnnxModel::open(&bundle.vae_files()?.decoder)?),
+            },
+            tiny_decoder: bundle.tiny_decoder().map(|path| OnnxModel::open(&path)).transpose()?,
             scaling_factor: bundle.vae.scaling_factor as f32,
             factor: bundle.factor(),
-            latent_channels: bundle.vae.latent_channels,
-            threads: Executor::multithread_with_name(cores, "tract"),
+            latent_channels,
         })
     }
 
@@ -100,15 +129,10 @@ impl Vae {
     /// # Errors
     /// If the encoder does not answer with moments.
     pub fn encode_planar(&self, pixels: &Tensor) -> Result<Posterior> {
-        let moments = self.encoder.run(pixels, &self.threads)?;
-        let channels = moments.dim(1)?;
-        if channels != 2 * self.latent_channels {
-            let what = format!(
-                "answers with {channels} channels, wanted {} moments (mean and log-variance)",
-                2 * self.latent_channels
-            );
-            return Err(Error::file(&self.encoder.path, what));
-        }
+        let moments = match &self.encoder {
+            Encoder::Net(encoder) => encoder.forward(pixels)?,
+            Encoder::Onnx(model) => model.moments(pixels, 2 * self.latent_channels)?,
+        };
         Ok(Posterior {
             mean: moments.narrow(1, 0, self.latent_channels)?.contiguous()?,
             logvar: moments.narrow(1, self.latent_channels, self.latent_channels)?.contiguous()?,
@@ -119,65 +143,23 @@ impl Vae {
     /// The picture of a latent, `[1, 3, H, W]`, about -1 to 1.
     ///
     /// # Errors
-    /// If the latent is not `[1, 4, h, w]`.
+    /// If the latent is not `[B, 4, h, w]`.
     pub fn decode(&self, latent: &Latent) -> Result<Tensor> {
-        self.decoder.run(&(&latent.0 / self.scaling_factor as f64)?, &self.threads)
+        let latent = (&latent.0 / self.scaling_factor as f64)?;
+        match &self.decoder {
+            Decoder::Net(decoder) => decoder.forward(&latent),
+            Decoder::Onnx(model) => model.run(&latent),
+        }
     }
 
     /// About the same picture, from the tiny decoder where the bundle has one.
     ///
     /// # Errors
-    /// If the latent is not `[1, 4, h, w]`.
+    /// If the latent is not `[B, 4, h, w]`.
     pub fn preview(&self, latent: &Latent) -> Result<Tensor> {
         match &self.tiny_decoder {
-            Some(tiny) => tiny.run(&latent.0, &self.threads),
+            Some(tiny) => tiny.run(&latent.0),
             None => self.decode(latent),
         }
-    }
-}
-
-type Plan = Arc<TypedRunnableModel>;
-
-/// One ONNX file and its plans by input size.
-struct Side {
-    path: PathBuf,
-    model: InferenceModel,
-    plans: Mutex<HashMap<Vec<usize>, Plan>>,
-}
-
-impl Side {
-    fn open(path: &Path) -> Result<Self> {
-        let model =
-            tract_onnx::onnx().model_for_path(path).map_err(|e| Error::file(path, format!("not ONNX: {e:#}")))?;
-        Ok(Side { path: path.to_path_buf(), model, plans: Mutex::default() })
-    }
-
-    fn plan(&self, dims: &[usize]) -> Result<Plan> {
-        let mut plans = self.plans.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(plan) = plans.get(dims) {
-            return Ok(plan.clone());
-        }
-        let plan = self
-            .model
-            .clone()
-            .with_input_fact(0, f32::fact(dims).into())
-            .and_then(|m| m.into_optimized())
-            .and_then(|m| m.into_runnable())
-            .map_err(|e| Error::file(&self.path, format!("does not run on an input of {dims:?}: {e:#}")))?;
-        plans.insert(dims.to_vec(), plan.clone());
-        Ok(plan)
-    }
-
-    fn run(&self, input: &candle_core::Tensor, threads: &Executor) -> Result<candle_core::Tensor> {
-        let failed = |e: TractError| Error::Side(format!("{}: {e:#}", self.path.display()));
-        let plan = self.plan(input.dims())?;
-        let values = input.flatten_all()?.to_vec1::<f32>()?;
-        let input = tract_core::prelude::Tensor::from_shape(input.dims(), &values).map_err(failed)?;
-        let outputs =
-            multithread_tract_scope(threads.clone(), || plan.run(tvec!(input.into_tvalue()))).map_err(failed)?;
-        let output = outputs.first().ok_or_else(|| Error::Side(format!("{}: no output", self.path.display())))?;
-        let view = output.to_plain_array_view::<f32>().map_err(failed)?;
-        let values: Vec<f32> = view.iter().copied().collect();
-        Ok(candle_core::Tensor::from_vec(values, output.shape(), &Device::Cpu)?)
     }
 }

@@ -2,11 +2,17 @@
 
 use super::*;
 use candle_core::Tensor;
+use pleinair::bundle::Bundle;
+use pleinair::bundle::manifest::FileEntry;
+use pleinair::camera::Frame;
 use pleinair::canvas::psnr;
 use pleinair::painter::Order;
 use pleinair::sampler::TorchRng;
+use pleinair::side::vae::Vae;
 use pleinair::style::Style;
 use pleinair_quantize::trial;
+use prost::Message;
+use tract_onnx::pb::ModelProto;
 
 fn tiny_vae() -> PathBuf {
     repository().join("tests/fixtures/tiny-vae")
@@ -144,4 +150,108 @@ fn the_models_styles_come_along_and_fit() {
     }
     let listed = manifest(&bundle).files.keys().filter(|name| name.starts_with("styles/")).count();
     assert_eq!(listed, 3);
+}
+
+/// Mean, logarithm of the variance and picture of a wide frame.
+fn through_the_vae(folder: &Path) -> [Tensor; 3] {
+    let vae = Vae::open(&Bundle::open(folder).unwrap()).unwrap();
+    let frame = Frame::new(96, 32, (0..96 * 32 * 3).map(|i| (i % 97 * 2) as u8).collect()).unwrap();
+    let posterior = vae.encode(&frame).unwrap();
+    let picture = vae.decode(&posterior.mode().unwrap()).unwrap();
+    [posterior.mean, posterior.logvar, picture]
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn decibels(got: &Tensor, want: &Tensor) -> f64 {
+    let (got, want) = (flat(got), flat(want));
+    let power = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    let error = power(&mut got.iter().zip(&want).map(|(a, b)| a - b));
+    10.0 * (power(&mut want.iter().copied()) / error).log10()
+}
+
+/// The weights of both models' VAE are f16, so that f16 and f32 hold them as they are; int8 and bf16 run them in bf16.
+#[test]
+fn a_bundles_vae_runs_in_own_layers_as_the_folders() {
+    let studio = Studio::new();
+    for (name, model) in [("tiny", tiny()), ("atelier", atelier())] {
+        let want = through_the_vae(&model);
+        for dtype in ["f32", "f16", "bf16", "int8"] {
+            let bundle = studio.convert(&model, dtype, &[], &format!("{name}-{dtype}"));
+            let got = through_the_vae(&bundle);
+            for ((got, want), what) in got.iter().zip(&want).zip(["mean", "log-variance", "picture"]) {
+                if dtype == "f32" || dtype == "f16" {
+                    assert!(flat(got) == flat(want), "{name} {dtype}: {what}");
+                } else {
+                    // weights of 8 bits: 2^-9 of each at most, which is 54 dB, and errors add up over forty layers
+                    let snr = decibels(got, want);
+                    println!("{name} {dtype} {what}: {snr:.1} dB");
+                    assert!(snr >= 30.0 && flat(got) != flat(want), "{name} {dtype}: {what} has {snr:.1} dB");
+                }
+            }
+        }
+    }
+}
+
+/// Changes the model of a bundle's ONNX file, and the file's length and checksum in the manifest.
+fn change_onnx(bundle: &Path, name: &str, change: impl FnOnce(&mut ModelProto)) {
+    let path = bundle.join(name);
+    let mut model = ModelProto::decode(&std::fs::read(&path).unwrap()[..]).unwrap();
+    change(&mut model);
+    std::fs::write(&path, model.encode_to_vec()).unwrap();
+    let mut manifest = manifest(bundle);
+    manifest.files.insert(name.to_owned(), FileEntry::of(&path).unwrap());
+    std::fs::write(bundle.join("bundle.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+}
+
+#[test]
+fn tensors_that_are_wrong_in_a_bundles_vae_are_named() {
+    let studio = Studio::new();
+    let bundle = studio.convert(&tiny(), "int8", &[], "bundle");
+    let (good, manifest) =
+        (std::fs::read(bundle.join("vae_decoder.onnx")).unwrap(), std::fs::read(bundle.join("bundle.json")).unwrap());
+    let tensor = |model: &mut ModelProto, name: &str| {
+        let tensors = &model.graph.as_ref().unwrap().initializer;
+        tensors.iter().position(|t| t.name.trim_end_matches(".f16") == name).unwrap()
+    };
+    type Change<'a> = (&'a dyn Fn(&mut ModelProto), &'a str);
+    let changes: [Change<'_>; 4] = [
+        (
+            &|model| {
+                let i = tensor(model, "decoder.up_blocks.1.resnets.2.conv1.weight");
+                model.graph.as_mut().unwrap().initializer.remove(i);
+            },
+            "vae_decoder.onnx: tensor decoder.up_blocks.1.resnets.2.conv1.weight [16, 16, 3, 3] is missing",
+        ),
+        (
+            &|model| {
+                let i = tensor(model, "decoder.conv_out.weight");
+                model.graph.as_mut().unwrap().initializer[i].dims[1] = 9;
+            },
+            "tensor decoder.conv_out.weight [3, 9, 3, 3] has",
+        ),
+        (
+            &|model| {
+                let i = tensor(model, "decoder.conv_out.weight");
+                model.graph.as_mut().unwrap().initializer[i].dims = vec![-1, i64::MAX];
+            },
+            "tensor decoder.conv_out.weight [",
+        ),
+        (&|model| model.graph = None, "do not divide into norm_num_groups = 0"),
+    ];
+    for (change, words) in changes {
+        change_onnx(&bundle, "vae_decoder.onnx", change);
+        let error = Painter::open(&bundle).unwrap_err().to_string();
+        assert!(error.contains(words), "no {words:?} in: {error}");
+        std::fs::write(bundle.join("vae_decoder.onnx"), &good).unwrap();
+        std::fs::write(bundle.join("bundle.json"), &manifest).unwrap();
+    }
+    // written by someone else: what it computes is known, but not from what
+    let own = through_the_vae(&bundle);
+    change_onnx(&bundle, "vae_decoder.onnx", |model| model.producer_name = "somebody".into());
+    let vae = Vae::open(&Bundle::open(&bundle).unwrap()).unwrap();
+    assert!(format!("{vae:?}").contains("own layers") && format!("{vae:?}").contains("vae_decoder.onnx"), "{vae:?}");
+    assert!(decibels(&through_the_vae(&bundle)[2], &own[2]) >= 30.0);
 }

@@ -15,6 +15,7 @@ pub mod isa;
 mod linear;
 mod mapped;
 mod matrix;
+mod memory;
 mod norm;
 mod weight;
 mod wide;
@@ -32,6 +33,7 @@ pub use geglu::Geglu;
 pub use isa::Isa;
 pub use linear::Linear;
 pub use mapped::{MappedFile, Numbers, Plain};
+pub use memory::keep_freed_memory;
 pub use norm::{GroupNorm, LayerNorm};
 pub use weight::{Int8, Packing, Values, Weight, channels_last};
 

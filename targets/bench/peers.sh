@@ -23,12 +23,11 @@ if [ -z "${PEERS_VENV:-}" ] && ! cmp -s "$wanted" "$venv/requirements.txt"; then
 	cp "$wanted" "$venv/requirements.txt"
 fi
 
-# candle and tract; PEERS_RUST names a ready program
-rust=${PEERS_RUST:-}
-if [ -z "$rust" ]; then
-	target=${CARGO_TARGET_DIR:-$work/target}
-	"${CARGO:-cargo}" build --release --locked --manifest-path targets/bench/rust/Cargo.toml --target-dir "$target"
-	rust=$target/release/peers
+# candle and tract, for this very processor as candle's own repository builds its examples; PEERS_RUST names a ready program
+rust=${PEERS_RUST:-$work/target/release/peers}
+if [ -z "${PEERS_RUST:-}" ]; then
+	RUSTFLAGS="-C target-cpu=native" "${CARGO:-cargo}" build --release --locked \
+		--manifest-path targets/bench/rust/Cargo.toml --target-dir "$work/target"
 fi
 
 test -d "$model" || "$quantize" synth sd15 --seed 1 --dtype f32 --out "$model"

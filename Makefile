@@ -75,7 +75,7 @@ measure-convert: build ## convert a model of SD 1.5's full size to int8: time, m
 	@awk '/^converted in/ { found = 1; fine = $$3 <= 15 && $$8 <= 0.27 && $$16 <= 600 } \
 		END { if (!found || !fine) { print "over a limit: 15 s, 0.27 of f32, 600 MB resident"; exit 1 } }' $(MEASURED)-int8.log
 
-bench-peers: build ## ours beside PyTorch, OpenVINO and stable-diffusion.cpp in one run (Python, 20 GB, hours; QUICK=--quick)
+bench-peers: build fuzz-tools ## ours beside PyTorch, OpenVINO, stable-diffusion.cpp, candle and tract (Python, 25 GB, an hour; QUICK=--quick)
 	PLEINAIR=$(PLEINAIR) QUANTIZE=$(QUANTIZE) MEASURED=$(MEASURED) targets/bench/peers.sh $(QUICK)
 
 tools: ## what the build itself needs: Rust and a C compiler

@@ -172,6 +172,23 @@ class Torch:
         return measure(runs, run)
 
 
+def traceable(model, work):
+    """The UNet as a module with one answer, and inputs to trace it with."""
+    import torch
+
+    unet = Torch(model, work, "f32").part("UNet2DConditionModel", "unet")
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, latent, timestep, states):
+            return self.unet(latent, timestep, encoder_hidden_states=states, return_dict=False)[0]
+
+    return Plain(), (torch.randn(2, 4, 32, 32), torch.tensor(TIMESTEP), torch.randn(2, 77, 768))
+
+
 class OpenVino:
     """OpenVINO: the UNet alone, converted from PyTorch by `prepare`."""
 
@@ -200,19 +217,9 @@ class OpenVino:
                 subset_size=len(samples),
             )
         else:
-            unet = Torch(self.model, self.work, "f32").part("UNet2DConditionModel", "unet")
-
-            class Plain(torch.nn.Module):
-                def __init__(self):
-                    super().__init__()
-                    self.unet = unet
-
-                def forward(self, latent, timestep, states):
-                    return self.unet(latent, timestep, encoder_hidden_states=states, return_dict=False)[0]
-
-            example = (torch.randn(2, 4, 32, 32), torch.tensor(TIMESTEP), torch.randn(2, 77, 768))
+            plain, example = traceable(self.model, self.work)
             with torch.no_grad():
-                network = openvino.convert_model(Plain(), example_input=example)
+                network = openvino.convert_model(plain, example_input=example)
         openvino.save_model(network, file)
 
     def file(self):
@@ -232,6 +239,30 @@ class OpenVino:
         normal = lambda shape: rng.standard_normal(shape, dtype=numpy.float32)
         inputs = [normal(shapes[0]), numpy.int64(TIMESTEP), normal(shapes[2])]
         return measure(runs, lambda: compiled(inputs)[0].copy())
+
+
+class Tract:
+    """tract runs in a program of its own (`rust`); here its graph is made."""
+
+    def __init__(self, model, work, dtype):
+        self.model, self.folder, self.work = model, work / "tract", work
+
+    def prepare(self):
+        """The UNet as ONNX in f32, each weight in a file beside it; sizes are left open."""
+        if self.folder.exists():
+            return
+        import torch
+
+        plain, example = traceable(self.model, self.work)
+        half_made = self.folder.with_suffix(".partial")
+        half_made.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad():
+            torch.onnx.export(
+                plain, example, str(half_made / "unet.onnx"), dynamo=False, opset_version=17,
+                input_names=["latent", "timestep", "states"],
+                dynamic_axes={"latent": {0: "batch", 2: "height", 3: "width"}, "states": {0: "batch"}},
+            )
+        half_made.rename(self.folder)
 
 
 class SdCpp:
@@ -273,7 +304,7 @@ class SdCpp:
         return seconds
 
 
-PEERS = {"torch": Torch, "openvino": OpenVino, "sdcpp": SdCpp}
+PEERS = {"torch": Torch, "openvino": OpenVino, "tract": Tract, "sdcpp": SdCpp}
 
 
 def main():

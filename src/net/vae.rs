@@ -316,11 +316,12 @@ impl Loader<'_> {
     fn attention(&self, names: &Names, at: &str, channels: usize) -> Result<MidAttention> {
         let old = self.has(&format!("{at}.{}", ATTENTION[1].0[0]));
         let (projections, output) = &ATTENTION[usize::from(old)];
+        let to_qkv = Linear::load_joined(names, "to_qkv", projections, channels, channels)?;
         Ok(MidAttention {
             group_norm: self.norm(&names.pp("group_norm"), channels, false)?,
-            to_qkv: Linear::load_joined(names, "to_qkv", projections, channels, channels)?,
+            attention: Attention::new(names, 1, false, &to_qkv),
+            to_qkv,
             to_out: Linear::load(&names.pp(output), channels, channels)?,
-            attention: Attention::new(names, 1, false),
         })
     }
 

@@ -14,7 +14,6 @@ pub mod int8;
 pub mod isa;
 mod linear;
 mod mapped;
-mod matrix;
 mod memory;
 mod norm;
 mod weight;

@@ -1,7 +1,7 @@
 //! A product cut into blocks for the caches and the cores.
 
-use super::kernel::{Element, Kernel, Scratch, Sums, Tile};
-use super::pack::Factor;
+use super::kernel::{Element, Kernel, Scratch, Sums, Tile, elements};
+use super::pack::{Factor, Part};
 use super::source::Source;
 use crate::int8::pack::PANEL;
 use crate::isa::Work;
@@ -95,10 +95,10 @@ thread_local! {
 }
 
 /// `len` elements, whatever they are, that begin with a cache line.
-fn lines<E: Element>(buffer: &mut Vec<E>, len: usize) -> &mut [E] {
-    let line = LINE / size_of::<E>();
+fn lines<T: Copy>(buffer: &mut Vec<T>, len: usize, zero: T) -> &mut [T] {
+    let line = LINE / size_of::<T>();
     if buffer.len() < len + line {
-        buffer.resize(len + line, E::ZERO);
+        buffer.resize(len + line, zero);
     }
     let skip = buffer.as_ptr().align_offset(LINE);
     &mut buffer[skip..skip + len]
@@ -161,7 +161,7 @@ impl<E: Element, K: Kernel<E>, S: Source> Work for Block<'_, E, K, S> {
         let part = evenly(whole, PART_BYTES / size_of::<E>(), 2 * PANEL);
         let stride = (part.next_multiple_of(K::DEPTH_STEP) * size_of::<E>()).next_multiple_of(LINE) + LINE;
         let stride = stride / size_of::<E>();
-        let activations = lines(&mut buffers.activations, rows.len().next_multiple_of(K::ROW_STEP) * stride);
+        let activations = lines(&mut buffers.activations, rows.len().next_multiple_of(K::ROW_STEP) * stride, E::ZERO);
         let tile_rows = evenly(rows.len(), K::ROWS, K::ROW_STEP);
         let mut sums = Sums::new();
         kernel.begin();
@@ -174,11 +174,12 @@ impl<E: Element, K: Kernel<E>, S: Source> Work for Block<'_, E, K, S> {
             let stage = Stage { first: first == 0, last: ks.end == whole };
             for packed in panels.clone().step_by(PACKED_PANELS) {
                 let packed = packed..(packed + PACKED_PANELS).min(panels.end);
-                let weights = lines(&mut buffers.weights, packed.len() * depth * PANEL);
-                product.factor.pack(kernel, packed.clone(), ks.clone(), depth, weights);
+                let part = Part { panels: packed.clone(), ks: ks.clone(), groups: depth / E::GROUP };
+                let weights = lines(&mut buffers.weights, packed.len() * part.groups * PANEL, 0);
+                product.factor.pack::<E>(kernel, &part, weights);
                 for panel in packed.clone().step_by(K::PANELS) {
                     let count = K::PANELS.min(packed.end - panel);
-                    let weights = &weights[(panel - packed.start) * depth * PANEL..];
+                    let weights = elements(&weights[(panel - packed.start) * part.groups * PANEL..]);
                     let outputs = Outputs::new(product, panel * PANEL, count * PANEL);
                     for top in (0..rows.len()).step_by(tile_rows) {
                         let height = tile_rows.min(rows.len() - top);
@@ -255,30 +256,44 @@ impl Outputs {
 /// Adds a tile's sums to what there is of the result.
 #[inline(always)]
 fn finish(y: &Destination, sums: &Sums, rows: Range<usize>, outputs: &Outputs, stage: Stage) {
+    match (stage.first, stage.last) {
+        (true, true) => finish_stage::<true, true>(y, sums, rows, outputs),
+        (true, false) => finish_stage::<true, false>(y, sums, rows, outputs),
+        (false, true) => finish_stage::<false, true>(y, sums, rows, outputs),
+        (false, false) => finish_stage::<false, false>(y, sums, rows, outputs),
+    }
+}
+
+#[inline(always)]
+fn finish_stage<const FIRST: bool, const LAST: bool>(
+    y: &Destination,
+    sums: &Sums,
+    rows: Range<usize>,
+    outputs: &Outputs,
+) {
     for (row, sums) in rows.zip(&sums.0) {
         // SAFETY: blocks do not overlap, and within a block each row of each panel is visited once a part.
         let y = unsafe { y.part(row, outputs.first..outputs.first + outputs.count) };
         for (panel, y) in y.chunks_mut(PANEL).enumerate() {
             let at = panel * PANEL;
             match y.first_chunk_mut::<PANEL>() {
-                Some(y) => add(y, &sums[at..at + PANEL], outputs, at, stage),
-                None => add(y, &sums[at..at + y.len()], outputs, at, stage),
+                Some(y) => add::<FIRST, LAST>(y, &sums[at..at + PANEL], outputs, at),
+                None => add::<FIRST, LAST>(y, &sums[at..at + y.len()], outputs, at),
             }
         }
     }
 }
 
 #[inline(always)]
-fn add(y: &mut [MaybeUninit<f32>], sums: &[f32], outputs: &Outputs, at: usize, stage: Stage) {
+fn add<const FIRST: bool, const LAST: bool>(y: &mut [MaybeUninit<f32>], sums: &[f32], outputs: &Outputs, at: usize) {
     let (scales, bias) = (&outputs.scales[at..][..y.len()], &outputs.bias[at..][..y.len()]);
-    let before = |y: &MaybeUninit<f32>| match stage.first {
-        true => 0.0,
-        // SAFETY: the first part has written it.
-        false => unsafe { y.assume_init() },
-    };
     for i in 0..y.len() {
-        let sum = before(&y[i]) + sums[i];
-        y[i].write(if stage.last { sum * scales[i] + bias[i] } else { sum });
+        let mut sum = sums[i];
+        if !FIRST {
+            // SAFETY: the first part has written it.
+            sum += unsafe { y[i].assume_init() };
+        }
+        y[i].write(if LAST { sum * scales[i] + bias[i] } else { sum });
     }
 }
 

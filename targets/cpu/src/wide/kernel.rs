@@ -20,6 +20,18 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     /// Exactly.
     fn from_bf16(x: bf16) -> Self;
 
+    /// The 32 bits of a group; what is beyond it does not count.
+    fn word(group: [Self; 2]) -> u32;
+
+    /// The 32 bits of a group of integers, exactly.
+    fn word_of_i8(group: [i8; 2]) -> u32;
+
+    /// The numbers themselves, if they are of this type.
+    fn same_f32(x: &[f32]) -> Option<&[Self]>;
+
+    /// The numbers themselves, if they are of this type.
+    fn same_bf16(x: &[bf16]) -> Option<&[Self]>;
+
     /// The buffers for this type.
     fn buffers(scratch: &mut Scratch) -> &mut Buffers<Self>;
 }
@@ -36,6 +48,26 @@ impl Element for f32 {
     #[inline(always)]
     fn from_bf16(x: bf16) -> Self {
         f32::from_bits((x.to_bits() as u32) << 16)
+    }
+
+    #[inline(always)]
+    fn word([x, _]: [Self; 2]) -> u32 {
+        x.to_bits()
+    }
+
+    #[inline(always)]
+    fn word_of_i8([x, _]: [i8; 2]) -> u32 {
+        (x as f32).to_bits()
+    }
+
+    #[inline(always)]
+    fn same_f32(x: &[f32]) -> Option<&[Self]> {
+        Some(x)
+    }
+
+    #[inline(always)]
+    fn same_bf16(_: &[bf16]) -> Option<&[Self]> {
+        None
     }
 
     fn buffers(scratch: &mut Scratch) -> &mut Buffers<Self> {
@@ -61,6 +93,27 @@ impl Element for bf16 {
         x
     }
 
+    #[inline(always)]
+    fn word([low, high]: [Self; 2]) -> u32 {
+        low.to_bits() as u32 | (high.to_bits() as u32) << 16
+    }
+
+    /// Seven bits and a sign are in the upper half of an f32.
+    #[inline(always)]
+    fn word_of_i8([low, high]: [i8; 2]) -> u32 {
+        (low as f32).to_bits() >> 16 | (high as f32).to_bits() & 0xffff_0000
+    }
+
+    #[inline(always)]
+    fn same_f32(_: &[f32]) -> Option<&[Self]> {
+        None
+    }
+
+    #[inline(always)]
+    fn same_bf16(x: &[bf16]) -> Option<&[Self]> {
+        Some(x)
+    }
+
     fn buffers(scratch: &mut Scratch) -> &mut Buffers<Self> {
         &mut scratch.bf16
     }
@@ -76,7 +129,8 @@ pub(super) struct Scratch {
 /// A part of a block's activations, and of some panels of its weights.
 pub(super) struct Buffers<E> {
     pub(super) activations: Vec<E>,
-    pub(super) weights: Vec<E>,
+    /// Groups.
+    pub(super) weights: Vec<u32>,
 }
 
 impl<E> Default for Buffers<E> {
@@ -205,16 +259,46 @@ pub(super) trait Turn: Token {
             }
         }
     }
+
+    /// `rows[r]` is row `4 * (r % 4) + r / 4` of 16 rows of 4 times 4 bytes, which come as `[4][16 rows][4]`. Must be
+    /// `#[inline(always)]`.
+    #[inline(always)]
+    fn turn_bytes(self, groups: &[i8; PANEL * PANEL], rows: &mut Bytes) {
+        for g in 0..4 {
+            for r in 0..PANEL {
+                let four = &groups[(g * PANEL + r) * 4..][..4];
+                rows.0[Bytes::place(r)][g * 4..][..4].copy_from_slice(four);
+            }
+        }
+    }
+}
+
+/// 16 rows of 16 bytes, in the order of [`Turn::turn_bytes`].
+#[repr(align(64))]
+pub(super) struct Bytes(pub [[i8; PANEL]; PANEL]);
+
+impl Bytes {
+    /// Where a row is.
+    #[inline(always)]
+    pub(super) fn place(row: usize) -> usize {
+        row % 4 * 4 + row / 4
+    }
 }
 
 /// Turns 16 rows of 64 bytes, `stride` elements apart: a part of a panel.
 #[inline(always)]
-pub(super) fn turn<E: Element>(token: impl Turn, from: &[E], stride: usize, into: &mut [E]) {
-    const { assert!(E::GROUP * size_of::<E>() == size_of::<u32>() && align_of::<E>() == size_of::<E>()) };
-    assert!(from.len() >= (PANEL - 1) * stride + PANEL * E::GROUP && into.len() >= PANEL * PANEL * E::GROUP);
-    assert!(into.as_ptr().cast::<u32>().is_aligned());
-    // SAFETY: both are as long as they must be, and what is written is aligned.
-    unsafe { token.turn(from.as_ptr().cast(), stride * size_of::<E>(), into.as_mut_ptr().cast()) }
+pub(super) fn turn<E: Element>(token: impl Turn, from: &[E], stride: usize, into: &mut [u32]) {
+    const { assert!(E::GROUP * size_of::<E>() == size_of::<u32>()) };
+    assert!(from.len() >= (PANEL - 1) * stride + PANEL * E::GROUP && into.len() >= PANEL * PANEL);
+    // SAFETY: both are as long as they must be.
+    unsafe { token.turn(from.as_ptr().cast(), stride * size_of::<E>(), into.as_mut_ptr()) }
+}
+
+/// The elements of words.
+pub(super) fn elements<E: Element>(words: &[u32]) -> &[E] {
+    const { assert!(E::GROUP * size_of::<E>() == size_of::<u32>() && align_of::<E>() <= align_of::<u32>()) };
+    // SAFETY: every bit pattern is a number of either type; so long is what is borrowed.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * E::GROUP) }
 }
 
 #[cfg(test)]
@@ -232,7 +316,7 @@ mod tests {
         }
     }
 
-    struct Turned<'a, K, E>(K, &'a [E], usize, &'a mut [E]);
+    struct Turned<'a, K, E>(K, &'a [E], usize, &'a mut [u32]);
 
     impl<K: Turn, E: Element> Work for Turned<'_, K, E> {
         #[inline(always)]
@@ -241,25 +325,47 @@ mod tests {
         }
     }
 
+    struct TurnedBytes<'a, K>(K, &'a [i8; 256], &'a mut Bytes);
+
+    impl<K: Turn> Work for TurnedBytes<'_, K> {
+        #[inline(always)]
+        fn run(self) {
+            self.0.turn_bytes(self.1, self.2);
+        }
+    }
+
     #[test]
     fn every_token_turns() {
-        let stride = 21;
-        let from: Vec<f32> = (0..16 * stride).map(|i| i as f32).collect();
-        let halves: Vec<bf16> = (0..16 * 37).map(|i| bf16::from_bits(i)).collect();
+        let words: Vec<f32> = (0..16 * 21).map(|i| i as f32).collect();
+        let halves: Vec<bf16> = (0..16 * 37).map(bf16::from_bits).collect();
+        let bytes = std::array::from_fn(|i| i as u8 as i8);
         for isa in found().into_iter().filter_map(|(_, isa)| isa) {
-            let (mut into, mut pairs) = (vec![0.0; 256], vec![bf16::ZERO; 514]);
-            let skip = pairs.as_ptr().align_offset(4);
-            let pairs = &mut pairs[skip..skip + 512];
+            let (mut into, mut pairs, mut rows) = (vec![0; 256], vec![0; 256], Bytes([[0; 16]; 16]));
             with_token!(isa, token => {
-                token.vectorize(Turned(token, &from, stride, &mut into));
-                token.vectorize(Turned(token, &halves, 37, pairs));
+                token.vectorize(Turned(token, &words, 21, &mut into));
+                token.vectorize(Turned(token, &halves, 37, &mut pairs));
+                token.vectorize(TurnedBytes(token, &bytes, &mut rows));
             });
-            for (i, &x) in into.iter().enumerate() {
-                assert_eq!(x, from[i % 16 * stride + i / 16], "{isa} {i}");
+            for (i, &x) in elements::<f32>(&into).iter().enumerate() {
+                assert_eq!(x, words[i % 16 * 21 + i / 16], "{isa} {i}");
             }
-            for (i, &x) in pairs.iter().enumerate() {
+            for (i, &x) in elements::<bf16>(&pairs).iter().enumerate() {
                 assert_eq!(x.to_bits(), halves[i / 2 % 16 * 37 + i / 32 * 2 + i % 2].to_bits(), "{isa} {i}");
             }
+            for (i, &x) in bytes.iter().enumerate() {
+                let (group, row, column) = (i / 64, i / 4 % 16, i % 4);
+                assert_eq!(rows.0[Bytes::place(row)][4 * group + column], x, "{isa} {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn words_of_integers_are_exact() {
+        for (low, high) in (i8::MIN..=i8::MAX).flat_map(|low| [(low, 77), (-5, low)]) {
+            assert_eq!(elements::<f32>(&[f32::word_of_i8([low, high])]), [low as f32]);
+            let pair = [low, high].map(|x| bf16::from_f32(x as f32));
+            assert_eq!(elements::<bf16>(&[bf16::word_of_i8([low, high])]), pair);
+            assert_eq!(elements::<bf16>(&[bf16::word(pair)]), pair);
         }
     }
 }

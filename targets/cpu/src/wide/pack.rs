@@ -1,7 +1,7 @@
 //! Weights, as they are stored, into the panels of a product: a part of the inputs at a time, so that no more than that
 //! ever exists in another form than the stored one.
 
-use super::kernel::{Element, Turn, turn};
+use super::kernel::{Bytes, Element, Turn, turn};
 use crate::int8::pack::{GROUP as INT8_GROUP, PANEL, padded_inputs, place};
 use crate::weight::{Int8, Packing, Values, Weight};
 use half::{bf16, f16};
@@ -29,15 +29,32 @@ enum Direction {
 }
 
 /// A stored number.
-trait Number: Copy {
+trait Number: Copy + Default {
     /// Exactly, if `E` holds it.
     fn to<E: Element>(self) -> E;
+
+    /// The 32 bits of a group.
+    #[inline(always)]
+    fn word<E: Element>(group: [Self; 2]) -> u32 {
+        E::word(group.map(Self::to))
+    }
+
+    /// The numbers themselves, if they are already of the product's type.
+    #[inline(always)]
+    fn same<E: Element>(_numbers: &[Self]) -> Option<&[E]> {
+        None
+    }
 }
 
 impl Number for f32 {
     #[inline(always)]
     fn to<E: Element>(self) -> E {
         E::round(self)
+    }
+
+    #[inline(always)]
+    fn same<E: Element>(numbers: &[Self]) -> Option<&[E]> {
+        E::same_f32(numbers)
     }
 }
 
@@ -46,12 +63,22 @@ impl Number for bf16 {
     fn to<E: Element>(self) -> E {
         E::from_bf16(self)
     }
+
+    #[inline(always)]
+    fn same<E: Element>(numbers: &[Self]) -> Option<&[E]> {
+        E::same_bf16(numbers)
+    }
 }
 
 impl Number for i8 {
     #[inline(always)]
     fn to<E: Element>(self) -> E {
         E::round(self as f32)
+    }
+
+    #[inline(always)]
+    fn word<E: Element>(group: [Self; 2]) -> u32 {
+        E::word_of_i8(group)
     }
 }
 
@@ -95,37 +122,29 @@ impl<'a> Factor<'a> {
         }
     }
 
-    /// Writes part `ks` of some panels, each `[depth / GROUP][16][GROUP]`, zero beyond the factor. Inlined, so that it is
-    /// compiled for the token.
+    /// Writes part `ks` of some panels, each `[groups][16]`, zero beyond the factor. Inlined, so that it is compiled for
+    /// the token.
     ///
     /// # Panics
     /// If `into` is not as long, or `ks.start` no multiple of 16.
     #[inline(always)]
-    pub(super) fn pack<E: Element>(
-        &self,
-        token: impl Turn,
-        panels: Range<usize>,
-        ks: Range<usize>,
-        depth: usize,
-        into: &mut [E],
-    ) {
-        assert!(ks.start.is_multiple_of(PANEL) && ks.end <= self.depth() && depth >= ks.len());
-        assert_eq!(into.len(), panels.len() * depth * PANEL);
+    pub(super) fn pack<E: Element>(&self, token: impl Turn, part: &Part, into: &mut [u32]) {
+        let Part { panels, ks, groups } = part;
+        assert!(ks.start.is_multiple_of(PANEL) && ks.end <= self.depth() && groups * E::GROUP >= ks.len());
+        assert_eq!(into.len(), panels.len() * groups * PANEL);
         match (self.values, self.direction) {
-            (Values::F32(w), Direction::Forward) => self.pack_rows(token, w, panels, ks, depth, into),
-            (Values::F16(w), Direction::Forward) => self.pack_rows(token, w, panels, ks, depth, into),
-            (Values::Bf16(w), Direction::Forward) => self.pack_rows(token, w, panels, ks, depth, into),
-            (Values::F32(w), Direction::Backward { taps }) => self.pack_columns(w, taps, panels, ks, depth, into),
-            (Values::F16(w), Direction::Backward { taps }) => self.pack_columns(w, taps, panels, ks, depth, into),
-            (Values::Bf16(w), Direction::Backward { taps }) => self.pack_columns(w, taps, panels, ks, depth, into),
-            (Values::Int8(Int8 { values, packing, .. }), direction) => match (packing, direction) {
-                (Packing::Rows, Direction::Forward) => self.pack_rows(token, values, panels, ks, depth, into),
-                (Packing::Rows, Direction::Backward { taps }) => {
-                    self.pack_columns(values, taps, panels, ks, depth, into);
-                }
-                (Packing::Panels, Direction::Forward) => self.pack_panels(values, panels, ks, depth, into),
+            (Values::F32(w), Direction::Forward) => self.pack_rows::<E, _>(token, w, part, into),
+            (Values::F16(w), Direction::Forward) => self.pack_rows::<E, _>(token, w, part, into),
+            (Values::Bf16(w), Direction::Forward) => self.pack_rows::<E, _>(token, w, part, into),
+            (Values::F32(w), Direction::Backward { taps }) => self.pack_columns::<E, _>(w, taps, part, into),
+            (Values::F16(w), Direction::Backward { taps }) => self.pack_columns::<E, _>(w, taps, part, into),
+            (Values::Bf16(w), Direction::Backward { taps }) => self.pack_columns::<E, _>(w, taps, part, into),
+            (Values::Int8(Int8 { values: w, packing, .. }), direction) => match (packing, direction) {
+                (Packing::Rows, Direction::Forward) => self.pack_rows::<E, _>(token, w, part, into),
+                (Packing::Rows, Direction::Backward { taps }) => self.pack_columns::<E, _>(w, taps, part, into),
+                (Packing::Panels, Direction::Forward) => self.pack_panels::<E>(w, part, into),
                 (Packing::Panels, Direction::Backward { taps }) => {
-                    self.pack_turned_panels(values, taps, panels, ks, depth, into);
+                    self.pack_turned_panels::<E>(token, w, taps, part, into);
                 }
             },
         }
@@ -133,41 +152,39 @@ impl<'a> Factor<'a> {
 
     /// From rows along K.
     #[inline(always)]
-    fn pack_rows<E: Element, N: Number>(
-        &self,
-        token: impl Turn,
-        w: &[N],
-        panels: Range<usize>,
-        ks: Range<usize>,
-        depth: usize,
-        into: &mut [E],
-    ) {
-        let inputs = self.inputs;
-        for (panel, into) in panels.zip(into.chunks_exact_mut(depth * PANEL)) {
+    fn pack_rows<E: Element, N: Number>(&self, token: impl Turn, w: &[N], part: &Part, into: &mut [u32]) {
+        let Part { panels, ks, groups } = part;
+        // as many inputs as are turned at once
+        let step = PANEL * E::GROUP;
+        for (panel, into) in panels.clone().zip(into.chunks_exact_mut(groups * PANEL)) {
             let first = panel * PANEL;
             let rows = PANEL.min(self.outputs - first);
-            // as many inputs as are turned at once
-            let step = PANEL * E::GROUP;
-            for (at, into) in (ks.start..).step_by(step).zip(into.chunks_mut(step * PANEL)) {
-                let count = step.min(ks.end.saturating_sub(at));
-                let mut stage = Stage([[E::ZERO; 2 * PANEL]; PANEL]);
-                for r in 0..rows {
-                    let row = &w[(first + r) * inputs + at..][..count];
-                    if count == step {
-                        for i in 0..step {
-                            stage.0[r][i] = row[i].to();
+            for (k, into) in (ks.start..).step_by(step).zip(into.chunks_mut(PANEL * PANEL)) {
+                let count = step.min(ks.end.saturating_sub(k));
+                let from = first * self.inputs + k;
+                let whole = rows == PANEL && count == step;
+                match N::same(w) {
+                    Some(w) if whole => turn::<E>(token, &w[from..], self.inputs, into),
+                    _ if whole => {
+                        let mut stage = [[E::ZERO; 2 * PANEL]; PANEL];
+                        for r in 0..PANEL {
+                            let row = &w[from + r * self.inputs..][..step];
+                            for i in 0..step {
+                                stage[r][i] = row[i].to();
+                            }
                         }
-                    } else {
-                        stage.0[r].iter_mut().zip(row).for_each(|(into, &w)| *into = w.to());
+                        turn(token, stage.as_flattened(), 2 * PANEL, into);
                     }
-                }
-                let stage = stage.0.as_flattened();
-                if into.len() == step * PANEL {
-                    turn(token, stage, 2 * PANEL, into);
-                } else {
-                    let mut turned = Stage([[E::ZERO; 2 * PANEL]; PANEL]);
-                    turn(token, stage, 2 * PANEL, turned.0.as_flattened_mut());
-                    into.copy_from_slice(&turned.0.as_flattened()[..into.len()]);
+                    _ => {
+                        let mut stage = [[E::ZERO; 2 * PANEL]; PANEL];
+                        for r in 0..rows {
+                            let row = &w[from + r * self.inputs..][..count];
+                            stage[r].iter_mut().zip(row).for_each(|(into, &w)| *into = w.to());
+                        }
+                        let mut turned = [0; PANEL * PANEL];
+                        turn(token, stage.as_flattened(), 2 * PANEL, &mut turned);
+                        into.copy_from_slice(&turned[..into.len()]);
+                    }
                 }
             }
         }
@@ -175,57 +192,48 @@ impl<'a> Factor<'a> {
 
     /// From rows along N.
     #[inline(always)]
-    fn pack_columns<E: Element, N: Number>(
-        &self,
-        w: &[N],
-        taps: usize,
-        panels: Range<usize>,
-        ks: Range<usize>,
-        depth: usize,
-        into: &mut [E],
-    ) {
+    fn pack_columns<E: Element, N: Number>(&self, w: &[N], taps: usize, part: &Part, into: &mut [u32]) {
+        let Part { panels, ks, groups } = part;
         let width = self.width();
-        for group in 0..depth / E::GROUP {
-            let rows: [Option<&[N]>; 2] = std::array::from_fn(|j| {
+        for group in 0..*groups {
+            let rows: [&[N]; 2] = std::array::from_fn(|j| {
                 let k = ks.start + group * E::GROUP + j;
-                (j < E::GROUP && k < ks.end).then(|| {
-                    let (tap, output) = (k / self.outputs, k % self.outputs);
-                    &w[output * self.inputs + (taps - 1 - tap) * width..][..width]
-                })
+                if j >= E::GROUP || k >= ks.end {
+                    return &[][..];
+                }
+                let (tap, output) = (k / self.outputs, k % self.outputs);
+                &w[output * self.inputs + (taps - 1 - tap) * width..][..width]
             });
             for (i, panel) in panels.clone().enumerate() {
-                let mut sixteen = [[E::ZERO; PANEL]; 2];
-                for j in 0..E::GROUP {
-                    let Some(row) = rows[j] else { continue };
-                    let row = &row[panel * PANEL..];
-                    match row.first_chunk::<PANEL>() {
-                        Some(row) => sixteen[j] = row.map(N::to),
-                        None => sixteen[j].iter_mut().zip(row).for_each(|(into, &w)| *into = w.to()),
-                    }
-                }
-                interleave(&sixteen, &mut into[(i * depth / E::GROUP + group) * PANEL * E::GROUP..]);
+                let rows = rows.map(|row| {
+                    let row = row.get(panel * PANEL..).unwrap_or(&[]);
+                    row.first_chunk::<PANEL>().copied().unwrap_or_else(|| {
+                        let mut rest = [N::default(); PANEL];
+                        rest[..row.len()].copy_from_slice(row);
+                        rest
+                    })
+                });
+                write_words::<E, N>([&rows[0], &rows[1]], &mut into[(i * groups + group) * PANEL..]);
             }
         }
     }
 
     /// From int8 panels, which have K in groups.
     #[inline(always)]
-    fn pack_panels<E: Element>(&self, w: &[i8], panels: Range<usize>, ks: Range<usize>, depth: usize, into: &mut [E]) {
+    fn pack_panels<E: Element>(&self, w: &[i8], part: &Part, into: &mut [u32]) {
+        let Part { panels, ks, groups } = part;
         let size = PANEL * padded_inputs(self.inputs);
-        for (panel, into) in panels.zip(into.chunks_exact_mut(depth * PANEL)) {
-            // the padding is zero there as well
+        for (panel, into) in panels.clone().zip(into.chunks_exact_mut(groups * PANEL)) {
             let w = &w[panel * size..][..size][ks.start * PANEL..];
-            for (k, into) in (0..).step_by(E::GROUP).zip(into.chunks_exact_mut(PANEL * E::GROUP)) {
-                for j in 0..E::GROUP {
-                    let k = k + j;
-                    let four = w.get(k / INT8_GROUP * PANEL * INT8_GROUP..).unwrap_or(&[]);
-                    for n in 0..PANEL {
-                        let value = match k < ks.len() {
-                            true => four[n * INT8_GROUP + k % INT8_GROUP].to(),
-                            false => E::ZERO,
-                        };
-                        into[n * E::GROUP + j] = value;
-                    }
+            for (group, into) in into.chunks_exact_mut(PANEL).enumerate() {
+                let k = group * E::GROUP;
+                for n in 0..PANEL {
+                    // beyond the inputs it is zero there as well, as far as that goes
+                    let value = |k: usize| match k < ks.len() {
+                        true => w[(k / INT8_GROUP * PANEL + n) * INT8_GROUP + k % INT8_GROUP],
+                        false => 0,
+                    };
+                    into[n] = i8::word::<E>([value(k), if E::GROUP == 2 { value(k + 1) } else { 0 }]);
                 }
             }
         }
@@ -233,67 +241,56 @@ impl<'a> Factor<'a> {
 
     /// From int8 panels, which have N in groups.
     #[inline(always)]
-    fn pack_turned_panels<E: Element>(
-        &self,
-        w: &[i8],
-        taps: usize,
-        panels: Range<usize>,
-        ks: Range<usize>,
-        depth: usize,
-        into: &mut [E],
-    ) {
-        const WHOLE: usize = PANEL / INT8_GROUP;
+    fn pack_turned_panels<E: Element>(&self, token: impl Turn, w: &[i8], taps: usize, part: &Part, into: &mut [u32]) {
+        let Part { panels, ks, groups } = part;
         let (width, size) = (self.width(), padded_inputs(self.inputs) * PANEL);
-        for (at, k) in (0..depth).step_by(PANEL).zip((ks.start..).step_by(PANEL)) {
-            let count = PANEL.min(depth - at);
+        let step = PANEL / E::GROUP;
+        for (at, k) in (0..*groups).step_by(step).zip((ks.start..).step_by(PANEL)) {
+            let count = step.min(groups - at);
             let (tap, output) = (k / self.outputs, k % self.outputs);
+            // sixteen outputs of one stored panel
+            let aligned = output.is_multiple_of(PANEL) && output + PANEL <= self.outputs && k + PANEL <= ks.end;
             for (i, panel) in panels.clone().enumerate() {
                 let first = panel * PANEL;
-                let into = &mut into[(i * depth + at) * PANEL..][..count * PANEL];
-                let mut sixteen = Bytes([[0; PANEL]; PANEL]);
-                // sixteen outputs of one stored panel
-                let aligned = output.is_multiple_of(PANEL) && output + PANEL <= self.outputs && k + PANEL <= ks.end;
+                let mut rows = Bytes([[0; PANEL]; PANEL]);
                 let from = taps.saturating_sub(1 + tap) * width + first;
                 if aligned && from.is_multiple_of(INT8_GROUP) && first + PANEL <= width {
-                    let groups = &w[output / PANEL * size + from * PANEL..][..WHOLE * PANEL * INT8_GROUP];
-                    for g in 0..WHOLE {
-                        for o in 0..PANEL {
-                            let four = &groups[(g * PANEL + o) * INT8_GROUP..][..INT8_GROUP];
-                            sixteen.0[o][g * INT8_GROUP..][..INT8_GROUP].copy_from_slice(four);
-                        }
-                    }
+                    let from = output / PANEL * size + from * PANEL;
+                    let groups = w[from..].first_chunk().expect("four groups of a stored panel");
+                    token.turn_bytes(groups, &mut rows);
                 } else {
-                    for (j, k) in (k..ks.end).take(PANEL).enumerate() {
+                    for (row, k) in (k..ks.end).take(PANEL).enumerate() {
                         let (tap, output) = (k / self.outputs, k % self.outputs);
                         for n in 0..PANEL.min(width - first) {
-                            sixteen.0[j][n] = w[place(output, (taps - 1 - tap) * width + first + n, self.inputs)];
+                            let from = place(output, (taps - 1 - tap) * width + first + n, self.inputs);
+                            rows.0[Bytes::place(row)][n] = w[from];
                         }
                     }
                 }
-                for (group, into) in into.chunks_exact_mut(PANEL * E::GROUP).enumerate() {
-                    let rows = std::array::from_fn(|j| sixteen.0[(group * E::GROUP + j) % PANEL].map(i8::to));
-                    interleave(&rows, into);
+                let into = &mut into[(i * groups + at) * PANEL..][..count * PANEL];
+                for (group, into) in into.chunks_exact_mut(PANEL).enumerate() {
+                    let row = |j: usize| &rows.0[Bytes::place((group * E::GROUP + j) % PANEL)];
+                    write_words::<E, i8>([row(0), row(1)], into);
                 }
             }
         }
     }
 }
 
-/// A part of 16 rows before it is turned.
-#[repr(align(64))]
-struct Stage<E>([[E; 2 * PANEL]; PANEL]);
+/// A part of a factor.
+pub(super) struct Part {
+    pub(super) panels: Range<usize>,
+    pub(super) ks: Range<usize>,
+    /// As many as `ks` fill, with the padding.
+    pub(super) groups: usize,
+}
 
-#[repr(align(64))]
-struct Bytes([[i8; PANEL]; PANEL]);
-
-/// `into[n * GROUP + j] = rows[j][n]`.
+/// A group of each of 16 outputs.
 #[inline(always)]
-fn interleave<E: Element>(rows: &[[E; PANEL]; 2], into: &mut [E]) {
-    let into = &mut into[..PANEL * E::GROUP];
+fn write_words<E: Element, N: Number>(rows: [&[N; PANEL]; 2], into: &mut [u32]) {
+    let into = &mut into[..PANEL];
     for n in 0..PANEL {
-        for j in 0..E::GROUP {
-            into[n * E::GROUP + j] = rows[j][n];
-        }
+        into[n] = N::word::<E>([rows[0][n], rows[1][n]]);
     }
 }
 

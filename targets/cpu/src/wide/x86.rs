@@ -1,6 +1,6 @@
 //! AVX-512's two-way dot products of bf16, and the turning of words in AVX-512 and AVX2.
 
-use super::kernel::{Element, Kernel, Sums, Tile, Turn};
+use super::kernel::{Bytes, Element, Kernel, Sums, Tile, Turn};
 use crate::int8::for_rows;
 use crate::int8::pack::PANEL;
 use crate::isa::{Amx, Avx2, Avx512Bf16, Avx512Vnni, AvxVnni};
@@ -62,6 +62,12 @@ macro_rules! turn_in_avx512 {
                 // SAFETY: the token exists, so the CPU has AVX-512; the rest is the caller's promise.
                 unsafe { turn_16x16(from, stride, into) }
             }
+
+            #[inline(always)]
+            fn turn_bytes(self, groups: &[i8; PANEL * PANEL], rows: &mut Bytes) {
+                // SAFETY: the token exists, so the CPU has AVX-512.
+                unsafe { turn_4x16(groups, rows) }
+            }
         }
     )*};
 }
@@ -111,6 +117,25 @@ unsafe fn turn_16x16(from: *const u8, stride: usize, into: *mut u32) {
             // SAFETY: there is room for 16 columns of 16 words.
             unsafe { _mm512_storeu_si512(into.add(PANEL * (4 * lane + c)).cast(), column) }
         }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn turn_4x16(groups: &[i8; PANEL * PANEL], rows: &mut Bytes) {
+    let (groups, rows) = (groups.as_ptr(), rows.0.as_mut_ptr().cast::<i8>());
+    // SAFETY: four groups of 64 bytes.
+    let [a, b, c, d] = std::array::from_fn(|g| unsafe { _mm512_loadu_si512(groups.add(64 * g).cast()) });
+    let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (low2, high2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    let turned = [
+        _mm512_unpacklo_epi64(low, low2),
+        _mm512_unpackhi_epi64(low, low2),
+        _mm512_unpacklo_epi64(high, high2),
+        _mm512_unpackhi_epi64(high, high2),
+    ];
+    for (i, four) in turned.into_iter().enumerate() {
+        // SAFETY: there is room for four times four rows of 16 bytes.
+        unsafe { _mm512_storeu_si512(rows.add(64 * i).cast(), four) }
     }
 }
 

@@ -4,7 +4,9 @@
 //! With dP = dy v^T: dS = P (dP - rowsum(P dP)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d), dv = P^T dy; and
 //! rowsum(P dP) is dy y. P is an exponential over the query's sum of them; dy is divided by that sum instead.
 
-use super::packed::{HeadRows, channels_in_tiles, columns, line, lines, queries_in_tiles, rows_in_tiles};
+use super::packed::{
+    HeadRows, channels_in_tiles, columns, line, lines, put_rows, queries_in_tiles, rows_in_tiles, whole,
+};
 use super::products::{Products, Vector};
 use super::tiled::{PerQuery, Tiles, across, hide, weigh};
 use super::{Arguments, Destination, Dims, Precision, Rows, written};
@@ -157,7 +159,7 @@ struct Block<'a, const QUERIES: usize> {
     /// `[keys][cells of queries]`: exponentials, and slopes of scores.
     exps: &'a mut [f32],
     score_slopes: &'a mut [f32],
-    /// The gradient of queries, `[channels]`, those of the last tile beyond the head's included.
+    /// The gradient of queries, `[channels]`, whole tiles and registers.
     dq: &'a mut [[f32; QUERIES]],
     /// Largest score.
     max: PerQuery<QUERIES>,
@@ -224,13 +226,9 @@ pub(super) fn attend<P: Products, const ROWS: usize, const REGISTERS: usize, con
             }
         }
         let scale = 1.0 / (d as f32).sqrt();
-        for i in 0..count {
-            // SAFETY: every row of every head belongs to one part, and to one block of it.
-            let dq = unsafe { both.part(dims.at(picture, head, first + i), d) };
-            for (dq, sums) in dq.iter_mut().zip(&*block.dq) {
-                dq.write(sums[i] * scale);
-            }
-        }
+        let place = [dims.at(picture, head, first), dims.channels, d];
+        // SAFETY: every row of every head belongs to one part, and to one block of it.
+        unsafe { put_rows(p.floats(), block.dq, &[scale; QUERIES], count, both, place) };
     }
 }
 
@@ -291,7 +289,7 @@ impl<'a, const QUERIES: usize> Block<'a, QUERIES> {
             slopes: lines(slopes, keys * QUERIES).as_chunks_mut().0,
             exps: lines(exps, keys * cells),
             score_slopes: lines(score_slopes, keys * cells),
-            dq: lines(dq, d.next_multiple_of(ROWS) * QUERIES).as_chunks_mut().0,
+            dq: lines(dq, whole::<ROWS>(d) * QUERIES).as_chunks_mut().0,
             max: PerQuery([0.0; QUERIES]),
             share: PerQuery([0.0; QUERIES]),
             dots: PerQuery([0.0; QUERIES]),
@@ -320,10 +318,10 @@ impl<'a, const QUERIES: usize> Block<'a, QUERIES> {
             self.share.0[i] = 1.0 / sum[query];
         }
         let scales = [LOG2_E / (dims.per_head as f32).sqrt(); QUERIES];
-        columns(p, q, queries.clone(), &scales, row, self.q);
-        columns(p, dy, queries.clone(), &self.share.0, row, self.dy);
+        columns(p, q, queries.clone(), &scales, self.q);
+        columns(p, dy, queries.clone(), &self.share.0, self.dy);
         // in the order of the slopes of probabilities, so that those of a lone key's cancel to the last bit
-        columns(p, y, queries.clone(), &[1.0; QUERIES], row, self.dq);
+        columns(p, y, queries.clone(), &[1.0; QUERIES], &mut self.dq[..self.dy.len()]);
         self.sum_dots(p);
         let row = line(row, dims.per_head, QUERIES);
         queries_in_tiles(p, q, queries.clone(), &scales, row, self.q_tiles);

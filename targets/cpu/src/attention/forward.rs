@@ -199,15 +199,24 @@ impl<const QUERIES: usize> Block<'_, QUERIES> {
         sum: [Vector<P>; REGISTERS],
     ) {
         let f = p.floats();
+        let before = PerQuery(self.max.0);
+        for i in 0..REGISTERS {
+            f.store(max[i], &mut self.max.0[i * <P::Floats as Floats>::LANES..]);
+        }
+        let mut grown = false;
+        for (now, before) in self.max.0.iter().zip(&before.0) {
+            grown |= now != before;
+        }
         for i in 0..REGISTERS {
             let at = i * <P::Floats as Floats>::LANES;
             // exactly 1 where it stays
-            let correction = exp2_of_nonpositive(f, f.sub(f.load(&self.max.0[at..]), max[i]));
+            let correction = exp2_of_nonpositive(f, f.sub(f.load(&before.0[at..]), max[i]));
             let sum = f.mul_add(f.load(&self.sum.0[at..]), correction, sum[i]);
-            f.store(max[i], &mut self.max.0[at..]);
             f.store(sum, &mut self.sum.0[at..]);
-            for y in &mut self.y[..self.channels] {
-                f.store(f.mul(f.load(&y[at..]), correction), &mut y[at..]);
+            if grown {
+                for y in &mut self.y[..self.channels] {
+                    f.store(f.mul(f.load(&y[at..]), correction), &mut y[at..]);
+                }
             }
         }
     }

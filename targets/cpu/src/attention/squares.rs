@@ -104,7 +104,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::{Work, found, with_token};
+    use crate::isa::{Token, Work, found, with_token};
 
     struct Turned<'a, F>(F, &'a [[f32; 40]], usize, &'a mut Square);
 

@@ -4,6 +4,7 @@ mod backward;
 mod forward;
 mod packed;
 mod products;
+mod squares;
 mod tiled;
 
 use crate::Isa;

@@ -4,7 +4,9 @@
 //! With dP = dy v^T: dS = P (dP - rowsum(P dP)), dq = dS k / sqrt(d), dk = dS^T q / sqrt(d), dv = P^T dy; and
 //! rowsum(P dP) is dy y. P is an exponential over the query's sum of them; dy is divided by that sum instead.
 
-use super::packed::{HeadRows, channels_in_tiles, columns, line, lines, queries_in_tiles, rows_in_tiles};
+use super::packed::{
+    HeadRows, channels_in_tiles, columns, line, lines, put_rows, queries_in_tiles, rows_in_tiles, whole,
+};
 use super::products::{Products, Vector};
 use super::tiled::{PerQuery, Tiles, across, hide, weigh};
 use super::{Arguments, Destination, Dims, Precision, Rows, written};
@@ -17,6 +19,9 @@ use std::ops::Range;
 
 /// The most keys of a block, but for whole tiles: four matrices like its scores stay in the first-level cache.
 const KEYS: usize = 64;
+/// Blocks of queries that meet a block of keys one after the other, so that its sums over queries come from the second-level
+/// cache once for all of them.
+const BLOCKS: usize = 4;
 /// Parts of the work, if the heads are fewer. Each has sums of its own for all keys, which are added in order, so that
 /// the number of threads does not matter to the result.
 const PARTS: usize = 16;
@@ -59,8 +64,8 @@ struct Scratch {
     k: Vec<f32>,
     k_channels: Vec<f32>,
     v: Vec<f32>,
-    /// The block's matrices.
-    block: [Vec<f32>; 9],
+    blocks: [[Vec<f32>; 5]; BLOCKS],
+    matrices: [Vec<f32>; 4],
 }
 
 thread_local! {
@@ -142,7 +147,7 @@ fn total(dims: Dims, shape: Sums, head: usize, sums: &[f32], both: &Destination<
     }
 }
 
-/// A block of queries against a block of keys.
+/// A block of queries.
 struct Block<'a, const QUERIES: usize> {
     /// Queries times log2(e) / sqrt(d) and slopes over the sum of exponentials: `[cells of channels]`.
     q: &'a mut [[f32; QUERIES]],
@@ -150,14 +155,7 @@ struct Block<'a, const QUERIES: usize> {
     /// The same, channels in the lanes: `[channels / QUERIES][cells of queries]`.
     q_tiles: &'a mut [[f32; QUERIES]],
     dy_tiles: &'a mut [[f32; QUERIES]],
-    /// `[keys]`: scores, then cells of their slopes, of which two keys may share one.
-    scores: &'a mut [[f32; QUERIES]],
-    /// `[keys]`: slopes of probabilities.
-    slopes: &'a mut [[f32; QUERIES]],
-    /// `[keys][cells of queries]`: exponentials, and slopes of scores.
-    exps: &'a mut [f32],
-    score_slopes: &'a mut [f32],
-    /// The gradient of queries, `[channels]`, those of the last tile beyond the head's included.
+    /// The gradient of queries, `[channels]`, whole tiles and registers.
     dq: &'a mut [[f32; QUERIES]],
     /// Largest score.
     max: PerQuery<QUERIES>,
@@ -167,13 +165,24 @@ struct Block<'a, const QUERIES: usize> {
     dots: PerQuery<QUERIES>,
 }
 
+/// What a block of queries and a block of keys have to do with each other.
+struct Matrices<'a, const QUERIES: usize> {
+    /// `[keys]`: scores, then cells of their slopes, of which two keys may share one.
+    scores: &'a mut [[f32; QUERIES]],
+    /// `[keys]`: slopes of probabilities.
+    slopes: &'a mut [[f32; QUERIES]],
+    /// `[keys][cells of queries]`: exponentials, and slopes of scores.
+    exps: &'a mut [f32],
+    score_slopes: &'a mut [f32],
+}
+
 #[inline(always)]
 pub(super) fn attend<P: Products, const ROWS: usize, const REGISTERS: usize, const QUERIES: usize>(
     p: P,
     part: Part<'_, '_>,
 ) {
     let Part { sought, picture, head, queries, both, sums, scratch, .. } = part;
-    let Scratch { row, k, k_channels, v, block } = scratch;
+    let Scratch { row, k, k_channels, v, blocks, matrices } = scratch;
     let Arguments { dims, causal, .. } = sought.arguments;
     let [_, key_rows, value_rows] = sought.arguments.of_head(picture, head);
     let d = dims.per_head;
@@ -186,50 +195,70 @@ pub(super) fn attend<P: Products, const ROWS: usize, const REGISTERS: usize, con
     let (depth, tiles) = (d.div_ceil(P::DEPTH), d.div_ceil(ROWS));
     let shape = Sums { width: QUERIES, keys: dims.keys.next_multiple_of(ROWS), tiles: d.div_ceil(QUERIES) };
     let (dk, dv) = sums.as_chunks_mut::<QUERIES>().0.split_at_mut(shape.tiles * shape.keys);
-    let mut block = Block::<QUERIES>::new::<P, ROWS>(d, key_block, block);
-    for first in queries.clone().step_by(QUERIES) {
-        let count = QUERIES.min(queries.end - first);
-        block.begin(p, sought, [picture, head], first..first + count, row);
-        let seen = if causal { first + count } else { keys };
-        for first_key in (0..seen).step_by(key_block) {
-            let count = key_block.min(seen - first_key);
-            let rows = count.next_multiple_of(ROWS);
-            let tile = first_key / ROWS * depth..(first_key + rows) / ROWS * depth;
-            across::<P, ROWS, REGISTERS, QUERIES>(p, &k[tile.clone()], block.q, block.scores);
-            across::<P, ROWS, REGISTERS, QUERIES>(p, &v[tile], block.dy, block.slopes);
-            if causal {
-                hide(block.scores, first, first_key, count);
-            }
-            block.scores[count..rows].as_flattened_mut().fill(f32::NEG_INFINITY);
-            block.slope::<P, REGISTERS>(p, rows);
+    let mut blocks = blocks.each_mut().map(|buffers| Block::<QUERIES>::new::<P, ROWS>(d, buffers));
+    let mut matrices = Matrices::<QUERIES>::new::<P>(key_block, matrices);
+    for group in queries.clone().step_by(BLOCKS * QUERIES) {
+        let firsts = (group..queries.end).step_by(QUERIES);
+        for (block, first) in blocks.iter_mut().zip(firsts.clone()) {
+            block.begin(p, sought, [picture, head], first..queries.end.min(first + QUERIES), row);
+        }
+        for first_key in (0..keys).step_by(key_block) {
             let cells = key_block.min(keys - first_key).div_ceil(P::DEPTH);
-            let k = &k_channels[first_key / P::DEPTH * tiles..][..cells * tiles];
-            let weights = count.div_ceil(P::DEPTH);
-            weigh::<P, ROWS, REGISTERS, QUERIES>(p, k, cells, &block.scores[..weights], block.dq);
-            for (sums, weights, values) in
-                [(&mut *dk, &*block.score_slopes, &*block.q_tiles), (&mut *dv, &*block.exps, &*block.dy_tiles)]
-            {
-                for tile in 0..shape.tiles {
-                    let values = &values[tile * QUERIES / P::DEPTH..][..QUERIES / P::DEPTH];
-                    let sums = &mut sums[tile * shape.keys + first_key..][..rows];
-                    let registers = (d - tile * QUERIES).div_ceil(<P::Floats as Floats>::LANES);
-                    if registers >= REGISTERS {
-                        collect::<P, ROWS, REGISTERS, QUERIES>(p, weights, values, sums);
-                    } else if registers == 2 {
-                        collect::<P, ROWS, 2, QUERIES>(p, weights, values, sums);
-                    } else {
-                        collect::<P, ROWS, 1, QUERIES>(p, weights, values, sums);
-                    }
+            let k_channels = &k_channels[first_key / P::DEPTH * tiles..][..cells * tiles];
+            for (block, first) in blocks.iter_mut().zip(firsts.clone()) {
+                let seen = if causal { queries.end.min(first + QUERIES) } else { keys };
+                if seen <= first_key {
+                    continue;
                 }
+                let count = key_block.min(seen - first_key);
+                let rows = count.next_multiple_of(ROWS);
+                let tile = first_key / ROWS * depth..(first_key + rows) / ROWS * depth;
+                across::<P, ROWS, REGISTERS, QUERIES>(p, &k[tile.clone()], block.q, matrices.scores);
+                across::<P, ROWS, REGISTERS, QUERIES>(p, &v[tile], block.dy, matrices.slopes);
+                if causal {
+                    hide(matrices.scores, first, first_key, count);
+                }
+                matrices.scores[count..rows].as_flattened_mut().fill(f32::NEG_INFINITY);
+                matrices.slope::<P, REGISTERS>(p, &block.max, &block.dots, rows);
+                let weights = &matrices.scores[..count.div_ceil(P::DEPTH)];
+                weigh::<P, ROWS, REGISTERS, QUERIES>(p, k_channels, cells, weights, block.dq);
+                let keys = first_key..first_key + rows;
+                let of_keys = (&*matrices.score_slopes, &*block.q_tiles);
+                collect_all::<P, ROWS, REGISTERS, QUERIES>(p, d, of_keys, dk, shape.keys, keys.clone());
+                let of_values = (&*matrices.exps, &*block.dy_tiles);
+                collect_all::<P, ROWS, REGISTERS, QUERIES>(p, d, of_values, dv, shape.keys, keys);
             }
         }
-        let scale = 1.0 / (d as f32).sqrt();
-        for i in 0..count {
+        for (block, first) in blocks.iter_mut().zip(firsts) {
+            let count = QUERIES.min(queries.end - first);
+            let place = [dims.at(picture, head, first), dims.channels, d];
+            let scale = [1.0 / (d as f32).sqrt(); QUERIES];
             // SAFETY: every row of every head belongs to one part, and to one block of it.
-            let dq = unsafe { both.part(dims.at(picture, head, first + i), d) };
-            for (dq, sums) in dq.iter_mut().zip(&*block.dq) {
-                dq.write(sums[i] * scale);
-            }
+            unsafe { put_rows(p.floats(), block.dq, &scale, count, both, place) };
+        }
+    }
+}
+
+/// [`collect`] for all channels, `d`; `sums` are of `all` keys, of which it takes up `keys`.
+#[inline(always)]
+fn collect_all<P: Products, const ROWS: usize, const REGISTERS: usize, const QUERIES: usize>(
+    p: P,
+    d: usize,
+    (weights, values): (&[f32], &[[f32; QUERIES]]),
+    sums: &mut [[f32; QUERIES]],
+    all: usize,
+    keys: Range<usize>,
+) {
+    let tiles = values.chunks_exact(QUERIES / P::DEPTH).zip(sums.chunks_exact_mut(all));
+    for (tile, (values, sums)) in tiles.enumerate() {
+        let sums = &mut sums[keys.clone()];
+        let registers = (d - tile * QUERIES).div_ceil(<P::Floats as Floats>::LANES);
+        if registers >= REGISTERS {
+            collect::<P, ROWS, REGISTERS, QUERIES>(p, weights, values, sums);
+        } else if registers == 2 {
+            collect::<P, ROWS, 2, QUERIES>(p, weights, values, sums);
+        } else {
+            collect::<P, ROWS, 1, QUERIES>(p, weights, values, sums);
         }
     }
 }
@@ -278,20 +307,16 @@ fn collect<P: Products, const ROWS: usize, const REGISTERS: usize, const QUERIES
 
 impl<'a, const QUERIES: usize> Block<'a, QUERIES> {
     #[inline(always)]
-    fn new<P: Products, const ROWS: usize>(d: usize, keys: usize, buffers: &'a mut [Vec<f32>; 9]) -> Self {
-        let [q, dy, q_tiles, dy_tiles, scores, slopes, exps, score_slopes, dq] = buffers;
-        let (depth, cells) = (d.div_ceil(P::DEPTH), QUERIES / P::DEPTH);
-        let tiled = d.div_ceil(QUERIES) * cells * QUERIES;
+    fn new<P: Products, const ROWS: usize>(d: usize, buffers: &'a mut [Vec<f32>; 5]) -> Self {
+        let [q, dy, q_tiles, dy_tiles, dq] = buffers;
+        let depth = d.div_ceil(P::DEPTH);
+        let tiled = d.div_ceil(QUERIES) * (QUERIES / P::DEPTH) * QUERIES;
         Block {
             q: lines(q, depth * QUERIES).as_chunks_mut().0,
             dy: lines(dy, depth * QUERIES).as_chunks_mut().0,
             q_tiles: lines(q_tiles, tiled).as_chunks_mut().0,
             dy_tiles: lines(dy_tiles, tiled).as_chunks_mut().0,
-            scores: lines(scores, keys * QUERIES).as_chunks_mut().0,
-            slopes: lines(slopes, keys * QUERIES).as_chunks_mut().0,
-            exps: lines(exps, keys * cells),
-            score_slopes: lines(score_slopes, keys * cells),
-            dq: lines(dq, d.next_multiple_of(ROWS) * QUERIES).as_chunks_mut().0,
+            dq: lines(dq, whole::<ROWS>(d) * QUERIES).as_chunks_mut().0,
             max: PerQuery([0.0; QUERIES]),
             share: PerQuery([0.0; QUERIES]),
             dots: PerQuery([0.0; QUERIES]),
@@ -320,10 +345,10 @@ impl<'a, const QUERIES: usize> Block<'a, QUERIES> {
             self.share.0[i] = 1.0 / sum[query];
         }
         let scales = [LOG2_E / (dims.per_head as f32).sqrt(); QUERIES];
-        columns(p, q, queries.clone(), &scales, row, self.q);
-        columns(p, dy, queries.clone(), &self.share.0, row, self.dy);
+        columns(p, q, queries.clone(), &scales, self.q);
+        columns(p, dy, queries.clone(), &self.share.0, self.dy);
         // in the order of the slopes of probabilities, so that those of a lone key's cancel to the last bit
-        columns(p, y, queries.clone(), &[1.0; QUERIES], row, self.dq);
+        columns(p, y, queries.clone(), &[1.0; QUERIES], &mut self.dq[..self.dy.len()]);
         self.sum_dots(p);
         let row = line(row, dims.per_head, QUERIES);
         queries_in_tiles(p, q, queries.clone(), &scales, row, self.q_tiles);
@@ -343,15 +368,34 @@ impl<'a, const QUERIES: usize> Block<'a, QUERIES> {
             f.store(sums, &mut self.dots.0[at..]);
         }
     }
+}
+
+impl<'a, const QUERIES: usize> Matrices<'a, QUERIES> {
+    #[inline(always)]
+    fn new<P: Products>(keys: usize, buffers: &'a mut [Vec<f32>; 4]) -> Self {
+        let [scores, slopes, exps, score_slopes] = buffers;
+        Matrices {
+            scores: lines(scores, keys * QUERIES).as_chunks_mut().0,
+            slopes: lines(slopes, keys * QUERIES).as_chunks_mut().0,
+            exps: lines(exps, keys * QUERIES / P::DEPTH),
+            score_slopes: lines(score_slopes, keys * QUERIES / P::DEPTH),
+        }
+    }
 
     /// From scores and slopes of probabilities to exponentials and slopes of scores, for `rows` keys, whole tiles.
     #[inline(always)]
-    fn slope<P: Products, const REGISTERS: usize>(&mut self, p: P, rows: usize) {
+    fn slope<P: Products, const REGISTERS: usize>(
+        &mut self,
+        p: P,
+        max: &PerQuery<QUERIES>,
+        dots: &PerQuery<QUERIES>,
+        rows: usize,
+    ) {
         let f = p.floats();
         let mut constants = [[f.splat(0.0); 2]; REGISTERS];
         for i in 0..REGISTERS {
             let at = i * <P::Floats as Floats>::LANES;
-            constants[i] = [f.load(&self.max.0[at..]), f.load(&self.dots.0[at..])];
+            constants[i] = [f.load(&max.0[at..]), f.load(&dots.0[at..])];
         }
         for key in (0..rows).step_by(P::DEPTH) {
             for i in 0..REGISTERS {

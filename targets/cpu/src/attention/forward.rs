@@ -1,7 +1,7 @@
 //! The forward of attention: blocks of queries against blocks of keys with a running softmax (arXiv 1805.02867,
 //! 2205.14135), so that no more than a block of scores ever exists.
 
-use super::packed::{HeadRows, channels_in_tiles, columns, lines, rows_in_tiles};
+use super::packed::{HeadRows, channels_in_tiles, columns, lines, put_rows, rows_in_tiles, whole};
 use super::products::{Products, Vector};
 use super::tiled::{PerQuery, Tiles, across, hide, weigh};
 use super::{Arguments, Destination, Precision};
@@ -79,8 +79,10 @@ struct Block<'a, const QUERIES: usize> {
     q: &'a mut [[f32; QUERIES]],
     /// `[keys]`: scores, then cells of their exponentials.
     scores: &'a mut [[f32; QUERIES]],
-    /// Weighted sums of values, `[channels]`, those of the last tile beyond the head's included.
+    /// Weighted sums of values, `[channels]`, whole tiles and registers.
     y: &'a mut [[f32; QUERIES]],
+    /// Channels in whole tiles.
+    channels: usize,
     /// Largest score.
     max: PerQuery<QUERIES>,
     /// Sum of exponentials of score minus largest score.
@@ -106,13 +108,14 @@ pub(super) fn attend<P: Products, const ROWS: usize, const REGISTERS: usize, con
     let mut block = Block::<QUERIES> {
         q: lines(q_buffer, depth * QUERIES).as_chunks_mut().0,
         scores: lines(scores, key_block * QUERIES).as_chunks_mut().0,
-        y: lines(y_buffer, tiles * ROWS * QUERIES).as_chunks_mut().0,
+        y: lines(y_buffer, whole::<ROWS>(d) * QUERIES).as_chunks_mut().0,
+        channels: tiles * ROWS,
         max: PerQuery([0.0; QUERIES]),
         sum: PerQuery([0.0; QUERIES]),
     };
     for first in queries.clone().step_by(QUERIES) {
         let count = QUERIES.min(queries.end - first);
-        block.begin(p, q, first..first + count, row);
+        block.begin(p, q, first..first + count);
         let seen = if causal { first + count } else { keys };
         for first_key in (0..seen).step_by(key_block) {
             let count = key_block.min(seen - first_key);
@@ -126,14 +129,13 @@ pub(super) fn attend<P: Products, const ROWS: usize, const REGISTERS: usize, con
             let v = &v[first_key / P::DEPTH * tiles..][..cells * tiles];
             weigh::<P, ROWS, REGISTERS, QUERIES>(p, v, cells, &block.scores[..weights], block.y);
         }
-        for i in 0..count {
-            // SAFETY: every row of every head belongs to one part, and to one block of it.
-            let y = unsafe { y.part(dims.at(picture, head, first + i), d) };
-            let share = 1.0 / block.sum.0[i];
-            for (y, sums) in y.iter_mut().zip(&*block.y) {
-                y.write(sums[i] * share);
-            }
+        let mut shares = [0.0; QUERIES];
+        for (share, sum) in shares.iter_mut().zip(block.sum.0) {
+            *share = 1.0 / sum;
         }
+        let place = [dims.at(picture, head, first), dims.channels, d];
+        // SAFETY: every row of every head belongs to one part, and to one block of it.
+        unsafe { put_rows(p.floats(), block.y, &shares, count, y, place) };
         // SAFETY: as above.
         let [max, sum] = dims.statistics(picture, head).map(|start| unsafe { y.part(start + first, count) });
         max.write_copy_of_slice(&block.max.0[..count]);
@@ -144,8 +146,8 @@ pub(super) fn attend<P: Products, const ROWS: usize, const REGISTERS: usize, con
 impl<const QUERIES: usize> Block<'_, QUERIES> {
     /// Takes up other queries; those that are missing are zero.
     #[inline(always)]
-    fn begin<P: Products>(&mut self, p: P, q: HeadRows<'_>, queries: Range<usize>, row: &mut Vec<f32>) {
-        columns(p, q, queries, &[LOG2_E / (q.channels as f32).sqrt(); QUERIES], row, self.q);
+    fn begin<P: Products>(&mut self, p: P, q: HeadRows<'_>, queries: Range<usize>) {
+        columns(p, q, queries, &[LOG2_E / (q.channels as f32).sqrt(); QUERIES], self.q);
         self.y.as_flattened_mut().fill(0.0);
         self.max.0.fill(f32::NEG_INFINITY);
         self.sum.0.fill(0.0);
@@ -197,15 +199,24 @@ impl<const QUERIES: usize> Block<'_, QUERIES> {
         sum: [Vector<P>; REGISTERS],
     ) {
         let f = p.floats();
+        let before = PerQuery(self.max.0);
+        for i in 0..REGISTERS {
+            f.store(max[i], &mut self.max.0[i * <P::Floats as Floats>::LANES..]);
+        }
+        let mut grown = false;
+        for (now, before) in self.max.0.iter().zip(&before.0) {
+            grown |= now != before;
+        }
         for i in 0..REGISTERS {
             let at = i * <P::Floats as Floats>::LANES;
             // exactly 1 where it stays
-            let correction = exp2_of_nonpositive(f, f.sub(f.load(&self.max.0[at..]), max[i]));
+            let correction = exp2_of_nonpositive(f, f.sub(f.load(&before.0[at..]), max[i]));
             let sum = f.mul_add(f.load(&self.sum.0[at..]), correction, sum[i]);
-            f.store(max[i], &mut self.max.0[at..]);
             f.store(sum, &mut self.sum.0[at..]);
-            for y in self.y.iter_mut() {
-                f.store(f.mul(f.load(&y[at..]), correction), &mut y[at..]);
+            if grown {
+                for y in &mut self.y[..self.channels] {
+                    f.store(f.mul(f.load(&y[at..]), correction), &mut y[at..]);
+                }
             }
         }
     }

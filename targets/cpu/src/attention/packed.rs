@@ -1,6 +1,8 @@
 //! What attention multiplies, in the order in which its tiles read it.
 
+use super::Destination;
 use super::products::{Products, Vector};
+use super::squares::{SIDE, Turn};
 use crate::float::Floats;
 use std::ops::Range;
 
@@ -34,14 +36,28 @@ pub(super) fn lines(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[skip..skip + len]
 }
 
+/// Channels up to whole tiles of `ROWS` and whole registers.
+#[inline(always)]
+pub(super) fn whole<const ROWS: usize>(channels: usize) -> usize {
+    channels.next_multiple_of(LINE).next_multiple_of(ROWS)
+}
+
 /// The first numbers of a slice, and zeros beyond it.
 #[inline(always)]
 fn load<F: Floats>(f: F, x: &[f32]) -> F::Vector {
     if x.len() >= F::LANES {
         return f.load(x);
     }
+    // copies of a length known here are a move each, others a call
     let mut padded = [0.0; LINE];
-    padded[..x.len()].copy_from_slice(x);
+    let mut at = 0;
+    if x.len() >= 8 {
+        padded[..8].copy_from_slice(&x[..8]);
+        at = 8;
+    }
+    for i in at..x.len() {
+        padded[i] = x[i];
+    }
     f.load(&padded)
 }
 
@@ -145,17 +161,69 @@ pub(super) fn columns<P: Products, const QUERIES: usize>(
     rows: HeadRows<'_>,
     queries: Range<usize>,
     scales: &[f32; QUERIES],
-    row_buffer: &mut Vec<f32>,
     into: &mut [[f32; QUERIES]],
 ) {
-    let row = line(row_buffer, rows.channels, 1);
-    if queries.len() < QUERIES {
-        into.as_flattened_mut().fill(0.0);
+    let (f, lanes) = (p.floats(), <P::Floats as Floats>::LANES);
+    let (mut of_rows, mut turned) = ([[0.0; SIDE]; SIDE], [[0.0; SIDE]; SIDE]);
+    for i in (0..QUERIES).step_by(lanes) {
+        for cell in (0..into.len()).step_by(lanes) {
+            for r in 0..lanes {
+                let query = queries.start + i + r;
+                let mut cells = [f.splat(0.0); 2];
+                if query < queries.end {
+                    let x = &rows.row(query)[cell * P::DEPTH..];
+                    cells[0] = f.mul(load(f, x), f.splat(scales[i + r]));
+                    if P::DEPTH == 2 && x.len() > lanes {
+                        cells[1] = f.mul(load(f, &x[lanes..]), f.splat(scales[i + r]));
+                    }
+                }
+                p.store_neighbours(cells[0], &mut of_rows[r]);
+                if P::DEPTH == 2 {
+                    p.store_neighbours(cells[1], &mut of_rows[r][lanes / 2..]);
+                }
+            }
+            f.turn(&of_rows, 0, &mut turned);
+            for (into, turned) in into[cell..].iter_mut().zip(&turned[..lanes]) {
+                into[i..i + lanes].copy_from_slice(&turned[..lanes]);
+            }
+        }
     }
-    for (i, query) in queries.enumerate() {
-        neighbours(p, rows.row(query), scales[i], row);
-        for (into, &cell) in into.iter_mut().zip(&*row) {
-            into[i] = cell;
+}
+
+/// The columns of `count` queries, each times a scale of its own, as rows of a result: `channels` numbers from `at` on,
+/// those of the next query `stride` behind. There must be columns up to whole registers.
+///
+/// # Safety
+/// Nothing else may write these rows' numbers.
+#[inline(always)]
+pub(super) unsafe fn put_rows<F: Turn, const QUERIES: usize>(
+    f: F,
+    columns: &mut [[f32; QUERIES]],
+    scales: &[f32; QUERIES],
+    count: usize,
+    into: &Destination<'_>,
+    [at, stride, channels]: [usize; 3],
+) {
+    for i in (0..QUERIES).step_by(F::LANES) {
+        let scale = f.load(&scales[i..]);
+        for column in &mut columns[..channels] {
+            f.store(f.mul(f.load(&column[i..]), scale), &mut column[i..]);
+        }
+    }
+    let mut turned = [[0.0; SIDE]; SIDE];
+    for channel in (0..channels).step_by(F::LANES) {
+        for i in (0..count).step_by(F::LANES) {
+            f.turn(&columns[channel..], i, &mut turned);
+            for (r, row) in turned.iter().enumerate().take(F::LANES.min(count - i)) {
+                let at = at + (i + r) * stride + channel;
+                let width = F::LANES.min(channels - channel);
+                // SAFETY: says the caller.
+                let into = unsafe { into.part(at, width) };
+                match width == F::LANES {
+                    true => _ = into[..F::LANES].write_copy_of_slice(&row[..F::LANES]),
+                    false => _ = into.write_copy_of_slice(&row[..width]),
+                }
+            }
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Products for attention: of f32 numbers, or of pairs of bf16 numbers whose sums are f32.
 
+use super::squares::Turn;
 use crate::float::{Floats, exp2_of_nonpositive};
 
 /// How numbers are multiplied. What is multiplied lies in cells as wide as an f32: one number, or two in bf16 with the
 /// first in the lower half. Everything is `#[inline(always)]`, to be called inside [`crate::isa::Work`].
 pub(super) trait Products: Copy + Send + Sync {
     /// The instructions for everything else.
-    type Floats: Floats;
+    type Floats: Turn;
     /// Numbers in a cell, 1 or 2.
     const DEPTH: usize;
 
@@ -35,7 +36,7 @@ pub(super) type Vector<P> = <<P as Products>::Floats as Floats>::Vector;
 #[derive(Clone, Copy)]
 pub(super) struct Single<F>(pub(super) F);
 
-impl<F: Floats> Products for Single<F> {
+impl<F: Turn> Products for Single<F> {
     type Floats = F;
     const DEPTH: usize = 1;
 

@@ -4,6 +4,7 @@
 //! product and a 3x3 convolution is an implicit one. Weights are frozen: the backward of every op gives the gradient of
 //! its input and of nothing else, which is all that learning a style needs.
 
+mod add;
 mod attention;
 mod conv;
 mod float;
@@ -17,6 +18,7 @@ mod memory;
 mod norm;
 mod weight;
 
+pub use add::Add;
 pub use attention::Attention;
 pub use conv::Conv3x3;
 pub use geglu::Geglu;

@@ -3,7 +3,7 @@
 use candle_core::{CustomOp1, Device, Tensor, Var};
 use pleinair_cpu::int8::pack;
 use pleinair_cpu::isa::{self, Isa};
-use pleinair_cpu::{Attention, Conv3x3, Geglu, GroupNorm, LayerNorm, Linear};
+use pleinair_cpu::{Add, Attention, Conv3x3, Geglu, GroupNorm, LayerNorm, Linear};
 use pleinair_cpu::{Int8, Packing, Values, Weight, channels_last};
 use std::sync::Arc;
 
@@ -768,6 +768,24 @@ fn attention_with_huge_scores() {
         let what = format!("attention with huge scores, {isa}");
         assert_near(&what, &y, &definition::attention(&wide(&q), &wide(&kv), a));
     }
+}
+
+/// To the last bit what one addition gives, and a gradient to each side; sizes around a task's.
+#[test]
+fn sums_of_maps() {
+    for len in [1, 31, 32767, 32768, 32769, 70001] {
+        let (a, b) = (numbers(1, len), numbers(2, len));
+        let [x, z] = [&a, &b].map(|values| Var::from_tensor(&view(values, &[1, len])).unwrap());
+        let y = x.apply_op2(&z, Add).unwrap();
+        assert_eq!(flat(&y), a.iter().zip(&b).map(|(a, b)| a + b).collect::<Vec<_>>());
+        let r = tensor(&numbers(3, len), &[1, len]);
+        let grads = (y * &r).unwrap().sum_all().unwrap().backward().unwrap();
+        for leaf in [&x, &z] {
+            assert_eq!(flat(grads.get(leaf).unwrap()), flat(&r));
+        }
+    }
+    let ones = |len: usize| tensor(&vec![1.0; len], &[len]);
+    assert!(ones(3).apply_op2(&ones(4), Add).is_err());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The transformer inside a UNet block (diffusers `Transformer2DModel`).
 
 use super::checkpoint::checkpointed;
-use super::layers::{Attention, FeatureMap, Geglu, GroupNorm, LayerNorm, Linear};
+use super::layers::{Attention, FeatureMap, Geglu, GroupNorm, LayerNorm, Linear, add};
 use crate::Result;
 use crate::bundle::config::UnetConfig;
 use crate::bundle::weights::Names;
@@ -62,7 +62,7 @@ impl Layers {
         for (i, block) in self.transformer_blocks.iter().enumerate() {
             x = block.forward(&x, &kv.narrow(2, i * 2 * self.channels, 2 * self.channels)?)?;
         }
-        Ok((self.proj_out.forward(&x)? + &map.x)?)
+        add(&self.proj_out.forward(&x)?, &map.x)
     }
 }
 
@@ -127,10 +127,10 @@ impl TransformerBlock {
         let c = x.dim(2)?;
         let qkv = self.attn1.to_qkv.forward(&self.norm1.forward(x)?)?;
         let seen = self.attn1.attention.forward(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?)?;
-        let x = (x + self.attn1.to_out.forward(&seen)?)?;
+        let x = add(x, &self.attn1.to_out.forward(&seen)?)?;
         let q = self.attn2.to_q.forward(&self.norm2.forward(&x)?)?;
-        let x = (&x + self.attn2.to_out.forward(&self.attn2.attention.forward(&q, kv)?)?)?;
+        let x = add(&x, &self.attn2.to_out.forward(&self.attn2.attention.forward(&q, kv)?)?)?;
         let h = self.ff_gate.forward(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
-        Ok((&x + self.ff_out.forward(&h)?)?)
+        add(&x, &self.ff_out.forward(&h)?)
     }
 }

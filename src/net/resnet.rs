@@ -1,7 +1,7 @@
 //! The ResNet block of the UNet (diffusers `ResnetBlock2D`).
 
 use super::checkpoint::checkpointed;
-use super::layers::{Conv3x3, FeatureMap, GroupNorm, Linear};
+use super::layers::{Conv3x3, FeatureMap, GroupNorm, Linear, add};
 use crate::Result;
 use crate::bundle::config::UnetConfig;
 use crate::bundle::weights::Names;
@@ -58,6 +58,6 @@ impl Layers {
             Some(conv) => conv.forward(&map.x)?,
             None => map.x.clone(),
         };
-        Ok((shortcut + h.x)?)
+        add(&shortcut, &h.x)
     }
 }

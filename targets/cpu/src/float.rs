@@ -8,7 +8,7 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use lanewise::{Lanewise, lanewise};
+pub(crate) use lanewise::{Lanewise, lanewise, lanewise_in_place};
 pub(crate) use maths::{density_shape, exp2_of_nonpositive, normal_cdf, sigmoid};
 
 use crate::isa::Token;

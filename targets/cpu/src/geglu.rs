@@ -2,6 +2,7 @@
 
 use crate::float::{Floats, Lanewise, density_shape, lanewise, normal_cdf};
 use crate::isa::{Token, Work, with_token};
+use crate::memory::unwritten;
 use crate::{Isa, floats, output};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -99,7 +100,8 @@ impl CustomOp1 for Geglu {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let c = channels(layout)?;
         let x = floats(storage, layout)?;
-        let mut y = vec![0.0; x.len() / 2];
+        // SAFETY: rows are whole, and each is written.
+        let mut y = unsafe { unwritten(x.len() / 2) };
         let rows = (TASK / c).max(1);
         let tasks = y.par_chunks_mut(rows * c).zip(x.par_chunks(rows * 2 * c));
         with_token!(self.isa, f => tasks.for_each(|(y, x)| f.vectorize(Forward { f, channels: c, x, y })));
@@ -123,7 +125,11 @@ impl CustomOp2 for GegluBackward {
     fn cpu_fwd(&self, xs: &CpuStorage, xl: &Layout, gs: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
         let c = channels(xl)?;
         let (x, dy) = (floats(xs, xl)?, floats(gs, gl)?);
-        let mut dx = vec![0.0; x.len()];
+        if dy.len() != x.len() / 2 {
+            bail!("a gradient of {:?} for {:?}", gl.shape(), xl.shape())
+        }
+        // SAFETY: rows are whole, and each is written.
+        let mut dx = unsafe { unwritten(x.len()) };
         let rows = (TASK / c).max(1);
         let (dxs, xs) = (dx.par_chunks_mut(rows * 2 * c), x.par_chunks(rows * 2 * c));
         with_token!(self.0.isa, f => dxs.zip(xs).zip(dy.par_chunks(rows * c)).for_each(|((dx, x), dy)| {

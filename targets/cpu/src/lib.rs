@@ -4,6 +4,7 @@
 //! product and a 3x3 convolution is an implicit one. Weights are frozen: the backward of every op gives the gradient of
 //! its input and of nothing else, which is all that learning a style needs.
 
+mod add;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
@@ -26,6 +27,7 @@ extern crate self as pleinair_cpu;
 #[path = "../tests/isas/mod.rs"]
 mod isas;
 
+pub use add::Add;
 pub use attention::{Attention, Precision};
 pub use conv::Conv3x3;
 pub use geglu::Geglu;

@@ -26,13 +26,9 @@ pub fn keep_freed_memory() {
 /// # Safety
 /// No number may be read before it was written.
 pub(crate) unsafe fn unwritten<T: Plain>(len: usize) -> Vec<T> {
-    let mut values = Vec::with_capacity(len);
-    // SAFETY: the memory is there, every bit pattern is a number, and the caller reads none before writing it.
-    #[expect(clippy::uninit_vec, reason = "the caller writes every number")]
-    unsafe {
-        values.set_len(len)
-    };
-    values
+    let values = Box::new_uninit_slice(len);
+    // SAFETY: every bit pattern is a number, and the caller reads none before writing it.
+    unsafe { values.assume_init() }.into_vec()
 }
 
 #[cfg(test)]

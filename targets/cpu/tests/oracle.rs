@@ -3,7 +3,7 @@
 use candle_core::{CustomOp1, Device, Tensor, Var};
 use pleinair_cpu::int8::pack;
 use pleinair_cpu::isa::{self, Isa};
-use pleinair_cpu::{Attention, Conv3x3, Geglu, GroupNorm, LayerNorm, Linear, Precision};
+use pleinair_cpu::{Add, Attention, Conv3x3, Geglu, GroupNorm, LayerNorm, Linear, Precision};
 use pleinair_cpu::{Int8, Packing, Values, Weight, channels_last};
 use std::sync::Arc;
 
@@ -575,11 +575,41 @@ fn group_norm() {
             assert_near(&what, &apply(&view(&x, &shape), &op), &norm.group(&wide(&x), pixels, groups, silu));
             let what = format!("{what}, far from zero");
             assert_near(&what, &apply(&view(&far, &shape), &op), &norm.group(&wide(&far), pixels, groups, silu));
+            // sums are in f64; the SiLU's argument is off by 6 roundings of values up to about 4, its slope half as much
+            let run = |x: &[Tensor]| apply(&x[0], &op);
+            let definition = |x: &[Vec<f64>]| norm.group(&x[0], pixels, groups, silu);
+            assert_gradients(&what, &[(x.clone(), &shape)], run, definition, 24, &[&weight, &bias]);
         }
-        // sums are in f64; the SiLU's argument is off by 6 roundings of values up to about 4, its slope half as much
-        let run = |x: &[Tensor]| apply(&x[0], &op);
-        let definition = |x: &[Vec<f64>]| norm.group(&x[0], pixels, groups, silu);
-        assert_gradients(&what, &[(x, &shape)], run, definition, 24, &[&weight, &bias]);
+    }
+}
+
+/// Results and gradients of the norms and of GEGLU to the last bit, on maps of several tasks each.
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let (shape, channels) = ([2, 701, 95], 95);
+    let (weight, bias) = (tensor(&numbers(1, channels), &[channels]), tensor(&numbers(2, channels), &[channels]));
+    let x = tensor(&numbers(3, 2 * 701 * 95), &shape);
+    let wide = Tensor::cat(&[&x, &(&x * 2.0).unwrap()], 2).unwrap();
+    let dy = tensor(&numbers(4, 2 * 701 * 95), &shape);
+    for isa in isas() {
+        let group = GroupNorm { weight: weight.clone(), bias: bias.clone(), groups: 5, eps: 1e-5, silu: true, isa };
+        let layer = LayerNorm { weight: weight.clone(), bias: bias.clone(), eps: 1e-5, isa };
+        let both = |x: &Tensor, op: &dyn CustomOp1, y: Tensor| {
+            [flat(&y), flat(&op.bwd(x, &y, &dy).unwrap().expect("a gradient"))]
+        };
+        let all = || {
+            [
+                both(&x, &group, apply(&x, &group)),
+                both(&x, &layer, apply(&x, &layer)),
+                both(&wide, &Geglu { isa }, apply(&wide, &Geglu { isa })),
+            ]
+        };
+        let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(all);
+        let alone = on(1);
+        assert!(alone.iter().flatten().flatten().all(|v| v.is_finite()));
+        for threads in [2, 5] {
+            assert!(on(threads) == alone, "{isa}: {threads} threads");
+        }
     }
 }
 
@@ -624,11 +654,11 @@ fn layer_norm() {
             assert_near(&what, &apply(&view(&x, shape), &op), &norm.layer(&wide(&x)));
             let what = format!("{what}, far from zero");
             assert_near(&what, &apply(&view(&far, shape), &op), &norm.layer(&wide(&far)));
+            // sums are in f64 and rounded once each; then three differences, each followed by a product or two
+            let run = |x: &[Tensor]| apply(&x[0], &op);
+            let definition = |x: &[Vec<f64>]| norm.layer(&x[0]);
+            assert_gradients(&what, &[(x.clone(), shape)], run, definition, 16, &[&weight, &bias]);
         }
-        // two f32 sums over the channels, each followed by a few products
-        let run = |x: &[Tensor]| apply(&x[0], &op);
-        let definition = |x: &[Vec<f64>]| norm.layer(&x[0]);
-        assert_gradients(&what, &[(x, shape)], run, definition, 2 * channels + 12, &[&weight, &bias]);
     }
 }
 
@@ -735,6 +765,24 @@ fn attention_with_huge_scores() {
         let what = format!("attention with huge scores, {isa}");
         assert_near(&what, &y, &definition::attention(&wide(&q), &wide(&kv), a));
     }
+}
+
+/// To the last bit what one addition gives, and a gradient to each side; sizes around a task's.
+#[test]
+fn sums_of_maps() {
+    for len in [1, 31, 32767, 32768, 32769, 70001] {
+        let (a, b) = (numbers(1, len), numbers(2, len));
+        let [x, z] = [&a, &b].map(|values| Var::from_tensor(&view(values, &[1, len])).unwrap());
+        let y = x.apply_op2(&z, Add).unwrap();
+        assert_eq!(flat(&y), a.iter().zip(&b).map(|(a, b)| a + b).collect::<Vec<_>>());
+        let r = tensor(&numbers(3, len), &[1, len]);
+        let grads = (y * &r).unwrap().sum_all().unwrap().backward().unwrap();
+        for leaf in [&x, &z] {
+            assert_eq!(flat(grads.get(leaf).unwrap()), flat(&r));
+        }
+    }
+    let ones = |len: usize| tensor(&vec![1.0; len], &[len]);
+    assert!(ones(3).apply_op2(&ones(4), Add).is_err());
 }
 
 #[test]

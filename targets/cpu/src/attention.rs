@@ -140,6 +140,14 @@ impl<'a> Destination<'a> {
     }
 }
 
+/// Copies numbers of which there are as many.
+#[inline(always)]
+fn put(into: &mut [MaybeUninit<f32>], from: &[f32]) {
+    for (into, &x) in into.iter_mut().zip(from) {
+        into.write(x);
+    }
+}
+
 /// `len` numbers that `write` writes.
 ///
 /// # Safety

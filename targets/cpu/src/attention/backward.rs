@@ -21,7 +21,7 @@ use std::ops::Range;
 const KEYS: usize = 64;
 /// Blocks of queries that meet a block of keys one after the other, so that its sums over queries come from the second-level
 /// cache once for all of them.
-const BLOCKS: usize = 4;
+const BLOCKS: usize = 8;
 /// Parts of the work, if the heads are fewer. Each has sums of its own for all keys, which are added in order, so that
 /// the number of threads does not matter to the result.
 const PARTS: usize = 16;
@@ -98,8 +98,7 @@ pub(super) fn backward<K: Tiles>(kernel: K, sought: &Sought<'_>, precision: Prec
     let queries = dims.queries.div_ceil(PARTS.div_ceil(dims.batch * dims.heads)).next_multiple_of(K::QUERIES);
     let parts = dims.queries.div_ceil(queries);
     let shape = Sums::new::<K>(dims);
-    let mut sums = vec![];
-    sums.resize(dims.batch * dims.heads * parts * 2 * shape.half(), 0.0);
+    let mut sums = vec![0.0; dims.batch * dims.heads * parts * 2 * shape.half()];
     let part = |(i, sums): (usize, &mut [f32]), both: &Destination<'_>| {
         let (head, first) = (i / parts, i % parts * queries);
         SCRATCH.with_borrow_mut(|scratch| {

@@ -4,7 +4,7 @@
 use super::packed::{HeadRows, channels_in_tiles, columns, lines, put_rows, rows_in_tiles, whole};
 use super::products::{Products, Vector};
 use super::tiled::{PerQuery, Tiles, across, hide, weigh};
-use super::{Arguments, Destination, Precision};
+use super::{Arguments, Destination, Precision, put};
 use crate::float::{Floats, exp2_of_nonpositive};
 use crate::isa::Work;
 use rayon::prelude::*;
@@ -138,8 +138,8 @@ pub(super) fn attend<P: Products, const ROWS: usize, const REGISTERS: usize, con
         unsafe { put_rows(p.floats(), block.y, &shares, count, y, place) };
         // SAFETY: as above.
         let [max, sum] = dims.statistics(picture, head).map(|start| unsafe { y.part(start + first, count) });
-        max.write_copy_of_slice(&block.max.0[..count]);
-        sum.write_copy_of_slice(&block.sum.0[..count]);
+        put(max, &block.max.0[..count]);
+        put(sum, &block.sum.0[..count]);
     }
 }
 

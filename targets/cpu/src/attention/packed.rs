@@ -1,8 +1,8 @@
 //! What attention multiplies, in the order in which its tiles read it.
 
-use super::Destination;
 use super::products::{Products, Vector};
 use super::squares::{SIDE, Turn};
+use super::{Destination, put};
 use crate::float::Floats;
 use std::ops::Range;
 
@@ -55,8 +55,8 @@ fn load<F: Floats>(f: F, x: &[f32]) -> F::Vector {
         padded[..8].copy_from_slice(&x[..8]);
         at = 8;
     }
-    for i in at..x.len() {
-        padded[i] = x[i];
+    for (into, &x) in padded[at..].iter_mut().zip(&x[at..]) {
+        *into = x;
     }
     f.load(&padded)
 }
@@ -220,8 +220,8 @@ pub(super) unsafe fn put_rows<F: Turn, const QUERIES: usize>(
                 // SAFETY: says the caller.
                 let into = unsafe { into.part(at, width) };
                 match width == F::LANES {
-                    true => _ = into[..F::LANES].write_copy_of_slice(&row[..F::LANES]),
-                    false => _ = into.write_copy_of_slice(&row[..width]),
+                    true => put(&mut into[..F::LANES], &row[..F::LANES]),
+                    false => put(into, &row[..width]),
                 }
             }
         }

@@ -3,11 +3,9 @@
 //!     cargo run --release -p pleinair-cpu --example wide [WORD]...
 //!
 //! Billions of operations a second (two for each product), the best of the rounds. With words, only lines that have all of
-//! them. `gemm` is the crate's product of the same size with the weight in f32, rows already gathered; for other stored
-//! types it first makes the f32 weight.
+//! them.
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape as Dims, Tensor, Var};
-use gemm::Parallelism;
 use pleinair_cpu::int8::pack;
 use pleinair_cpu::{Conv3x3, Int8, Linear, Packing, Values, Weight, isa};
 use std::sync::Arc;
@@ -162,23 +160,6 @@ impl Best {
     }
 }
 
-/// `[m, k]` times a weight `[n, k]`, or, backward, `[m, n]` times it.
-fn gemm_crate(weight: &Weight, x: &[f32], y: &mut [f32], m: usize, backward: bool, threads: usize) {
-    let w = weight.to_f32();
-    let (n, k) = (weight.outputs(), weight.inputs());
-    let (n, k, column, row) = if backward { (k, n, 1, k) } else { (n, k, k, 1) };
-    assert!(x.len() == m * k && y.len() == m * n && w.len() == n * k);
-    let threads = if threads == 1 { Parallelism::None } else { Parallelism::Rayon(threads) };
-    let (column, row) = (column as isize, row as isize);
-    // SAFETY: the slices are as long as the sizes say.
-    unsafe {
-        let (y, x, w) = (y.as_mut_ptr(), x.as_ptr(), w.as_ptr());
-        gemm::gemm(
-            m, n, k, y, 1, n as isize, false, x, 1, k as isize, w, column, row, 0.0, 1.0, false, false, false, threads,
-        );
-    }
-}
-
 fn measure(shape: Shape, stored: &str, threads: usize) -> Result<()> {
     let (m, k, n) = shape.sizes();
     let weight = weight(&numbers(n * k), n, stored)?;
@@ -197,22 +178,15 @@ fn measure(shape: Shape, stored: &str, threads: usize) -> Result<()> {
     let y = x.apply_op1_no_bwd(&op)?;
     let dy = y.rand_like(-1.0, 1.0)?;
     // the backward's own size: with a stride it is a convolution over the whole picture
-    let [mut whole, mut forward, mut whole_backward, mut backward] = std::array::from_fn(|_| Best::new(threads));
-    let gathered = numbers(m * k.max(n));
-    let mut into = vec![0.0; m * k.max(n)];
+    let [mut forward, mut backward] = std::array::from_fn(|_| Best::new(threads));
     let start = Instant::now();
     for _ in (0..).take_while(|&round| round < ROUNDS || start.elapsed().as_secs_f64() < SECONDS) {
         forward.time(|| x.apply_op1_no_bwd(&op))?;
         backward.time(|| op.bwd(&x, &y, &dy))?;
-        whole.time(|| gemm_crate(&weight, &gathered[..m * k], &mut into[..m * n], m, false, threads));
-        whole_backward.time(|| gemm_crate(&weight, &gathered[..m * n], &mut into[..m * k], m, true, threads));
     }
     let billions = |best: Best| 2e-9 * (m * k * n) as f64 / best.0;
-    let [whole, forward, whole_backward, backward] = [whole, forward, whole_backward, backward].map(billions);
-    println!(
-        "| {} | {stored} | {threads} | {whole:.0} | {forward:.0} | {whole_backward:.0} | {backward:.0} |",
-        shape.name()
-    );
+    let [forward, backward] = [forward, backward].map(billions);
+    println!("| {} | {stored} | {threads} | {forward:.0} | {backward:.0} |", shape.name());
     Ok(())
 }
 
@@ -229,8 +203,7 @@ fn keep_freed_memory() {
 fn main() -> Result<()> {
     keep_freed_memory();
     let words: Vec<String> = std::env::args().skip(1).collect();
-    println!("| layer | stored | threads | gemm | forward | gemm, backward | backward |");
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    println!("| layer | stored | threads | forward | backward |\n| --- | --- | --- | --- | --- |");
     for &shape in SHAPES {
         for stored in STORED {
             for threads in [1, 2] {

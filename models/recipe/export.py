@@ -1,11 +1,7 @@
-"""Write the float16 model in diffusers layout, and the VAE as ONNX. `export.py OUT TARGET`
+"""Write the float16 model in diffusers layout. `export.py OUT TARGET`
 
 START=MODEL takes the VAE, tokenizer and scheduler (and the ControlNet, unless OUT has one) from an exported model as they
 are.
-
-vae/encoder.onnx: `image` [B,3,H,W] in [-1,1] -> `moments` [B,8,H/4,W/4] (mean, log-variance), not scaled.
-vae/decoder.onnx: `latent` [B,4,h,w], already divided by scaling_factor -> `image` [B,3,4h,4w].
-Their weights are stored as float16 and cast to float32 when read; both are checked with onnxruntime.
 """
 import json
 import os
@@ -15,9 +11,6 @@ import sys
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../tests/reference"))
-from export_vae import export as export_vae  # noqa: E402
 
 
 def scheduler():
@@ -49,8 +42,6 @@ def whole(out, target):
     pipe.save_pretrained(target, safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(f"{out}/tokenizer/{name}", f"{target}/tokenizer/{name}")
-    vae = AutoencoderKL.from_pretrained(f"{target}/vae").float().eval()
-    export_vae(vae, f"{target}/vae")
 
 
 def continued(start, out, target):

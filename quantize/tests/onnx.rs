@@ -382,7 +382,7 @@ fn files_that_somebody_brings_are_checked() {
         check(&ours, Kind::Encoder).unwrap();
         check(&ours, Kind::Depth).unwrap(); // a picture in, something out
     }
-    let exported = repository().join("models/atelier/vae");
+    let exported = repository().join("tests/fixtures/tiny-sd15/vae");
     check(&exported.join("encoder.onnx"), Kind::Encoder).unwrap();
     let ours = folder.path().join("decoder.onnx");
     for (path, kind, wanted) in [

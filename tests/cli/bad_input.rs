@@ -143,9 +143,9 @@ fn models_with_unknown_keys_or_missing_parts() {
     std::fs::write(&config, good).unwrap();
 
     // The doctor names both of two faults.
-    std::fs::write(model.join("vae/decoder.onnx"), "this is not a network").unwrap();
+    std::fs::write(model.join("vae/diffusion_pytorch_model.safetensors"), "this is not a network").unwrap();
     std::fs::remove_file(model.join("tokenizer/merges.txt")).unwrap();
-    studio.refuses(&doctor, 1, &["decoder.onnx", "merges.txt"]);
+    studio.refuses(&doctor, 1, &["vae/diffusion_pytorch_model.safetensors", "merges.txt"]);
     let report = studio.run(&["doctor", "--bundle", "model", "--json"]).json();
     assert_eq!(report["problems"].as_array().unwrap().len(), 2, "{report}");
     studio.refuses(&["doctor", "--bundle", "missing"], 1, &["missing", "no such model folder", "--bundle"]);

@@ -249,7 +249,7 @@ def table(results):
         for ratio in case["ratios"]:
             ratios.setdefault(ratio["peer"], []).append(f"{NAMES[ratio['ours']]} **{ratio['median']:.2f}**")
         contestants = case["contestants"]
-        ours = [cell(who, contestants[who]) for who in OURS if who in contestants]
+        ours = [": ".join([cell(who, contestants[who]), *ratios.get(who, [])]) for who in OURS if who in contestants]
         peers = [
             f"{cell(who, contestants[who])}: {', '.join(ratios.get(who, ['our run failed']))}"
             for _, who in PAIRS if who in contestants and who not in OURS

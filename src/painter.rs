@@ -15,11 +15,12 @@ use crate::side::{soft_edges::soft_edges, vae::Vae};
 use crate::{Error, Result};
 use guided::{Control, Guided};
 use std::path::Path;
+use std::sync::Arc;
 
 /// An opened model, ready to paint.
 #[derive(Debug)]
 pub struct Painter {
-    bundle: Bundle,
+    bundle: Arc<Bundle>,
     schedule: Schedule,
     tokenizer: Tokenizer,
     text: TextEncoder,
@@ -61,6 +62,7 @@ impl Painter {
             Some(frame) => self.invert(order, &plan, frame, control.as_ref(), &mut rng, on_step)?,
             None => plan.start(&rng.randn(&self.latent_shape(width, height))?)?,
         };
+        self.vae.release();
         let mut denoiser = Guided::new(self, order, control)?;
         Ok(Latent(sample(&mut denoiser, &plan, start, &mut |shape| rng.randn(shape), on_step)?))
     }
@@ -124,6 +126,7 @@ impl Painter {
         let schedule = SchedulerConfig::from_json(&config).and_then(Schedule::new);
         let tokenizer = Tokenizer::open(bundle.tokenizer())?;
         check_tokenizer(&tokenizer, &bundle)?;
+        let bundle = Arc::new(bundle);
         Ok(Painter {
             schedule: schedule.map_err(|e| Error::file(&path, e.to_string()))?,
             tokenizer,

@@ -47,11 +47,30 @@ fn order(content: bool) -> Order {
     }
 }
 
-fn painted(painter: &Painter, content: bool) -> (Vec<u32>, Vec<u8>) {
+/// The latent of a painting, and the painting.
+fn painted(painter: &Painter, content: bool) -> (Vec<f32>, Vec<u8>) {
     let latent = painter.paint_latent(&order(content), &mut |_| Ok(())).unwrap();
     let picture = painter.decode(&latent).unwrap().rgb().to_vec();
-    let values = latent.0.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    (values.into_iter().map(f32::to_bits).collect(), picture)
+    (latent.0.flatten_all().unwrap().to_vec1().unwrap(), picture)
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Equal to rounding.
+fn assert_near(got: &[f32], want: &[f32]) {
+    let largest = want.iter().fold(0f32, |most, w| w.abs().max(most));
+    assert!(got.len() == want.len() && largest > 0.0);
+    for (got, want) in got.iter().zip(want) {
+        assert!((got - want).abs() <= 1e-4 * largest, "{got}, wanted {want}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "wanted")]
+fn a_number_that_is_off_is_not_near() {
+    assert_near(&[1.0, 0.501], &[1.0, 0.5]);
 }
 
 /// Losses and gradients of one batch.
@@ -84,11 +103,13 @@ fn learned(painter: &Painter) -> (Vec<f32>, Vec<Vec<f32>>) {
 fn a_bundle_paints_and_learns_as_the_folder_bit_for_bit() {
     let folder = tiny_bundle(|_| ());
     let (model, bundle) = (open(&model_folder("tiny-sd15")), open(folder.path()));
-    for content in [false, true] {
-        let (got, want) = (painted(&bundle, content), painted(&model, content));
-        assert!(got == want, "content {content}");
-    }
-    assert!(painted(&bundle, true).0 != painted(&bundle, false).0, "the comparison can fail");
+    let [got, want] = [&bundle, &model].map(|painter| painted(painter, false));
+    assert!(bits(&got.0) == bits(&want.0));
+    // the bundle's VAE is ONNX from elsewhere and runs in tract, the folder's in this program's own layers
+    let [got, want] = [&bundle, &model].map(|painter| painted(painter, true));
+    assert_near(&got.0, &want.0);
+    assert!(got.1.iter().zip(&want.1).all(|(got, want)| got.abs_diff(*want) <= 1));
+    assert!(got.0 != painted(&bundle, false).0, "the comparison can fail");
     let (got, want) = (learned(&bundle), learned(&model));
     assert_eq!(got, want);
     assert!(want.1.iter().flatten().any(|&g| g != 0.0));
@@ -128,8 +149,11 @@ fn int8_and_f16_layers_mean_what_the_format_says() {
         tensors.get_mut(half_layer).unwrap().2 = halves.iter().flat_map(|v| v.to_f32().to_le_bytes()).collect();
     });
     let (int8, plain) = (open(int8.path()), open(plain.path()));
-    assert!(painted(&int8, true) == painted(&plain, true));
-    assert_eq!(learned(&int8), learned(&plain));
+    // scales are multiplied into the other factor, so that both are equal to rounding only
+    assert_near(&painted(&int8, true).0, &painted(&plain, true).0);
+    let ((losses, gradient), (own_losses, own_gradient)) = (learned(&plain), learned(&int8));
+    assert_near(&own_losses, &losses);
+    assert_near(&own_gradient.concat(), &gradient.concat());
     assert!(painted(&plain, true).0 != painted(&open(&model_folder("tiny-sd15")), true).0, "the layers matter");
 }
 

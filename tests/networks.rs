@@ -9,13 +9,14 @@ use pleinair::net::{ControlNet, Latent, TextEncoder, Unet};
 use pleinair::prompt::{Conditioning, Template, Tokenizer, Tokens};
 use pleinair::side::vae::Vae;
 use reference::{MODELS, Reference, assert_close, model_folder};
+use std::sync::Arc;
 
 /// Two correct f32 evaluations differ by their rounding. The fixture carries the reference's own distance from a
 /// float64 evaluation; ours may be a few times that, since its sums run in another order.
 const ROUNDING: f32 = 8.0;
 
-fn open(model: &str) -> (Bundle, Reference) {
-    (Bundle::open(&model_folder(model)).unwrap(), Reference::open(&format!("{model}-networks")))
+fn open(model: &str) -> (Arc<Bundle>, Reference) {
+    (Arc::new(Bundle::open(&model_folder(model)).unwrap()), Reference::open(&format!("{model}-networks")))
 }
 
 #[test]

@@ -14,6 +14,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tempfile::TempDir;
 
 fn copy(from: &Path, to: &Path) {
@@ -254,7 +255,7 @@ fn without_onnx() -> (TempDir, PathBuf) {
 
 /// What becomes of a picture in the VAE, in and out.
 fn through_the_vae(folder: &Path) -> [Vec<f32>; 3] {
-    let vae = Vae::open(&Bundle::open(folder).unwrap()).unwrap();
+    let vae = Vae::open(&Arc::new(Bundle::open(folder).unwrap())).unwrap();
     let frame = Frame::new(64, 24, (0..64 * 24 * 3).map(|i| (i * i % 251) as u8).collect()).unwrap();
     let posterior = vae.encode(&frame).unwrap();
     let picture = vae.decode(&posterior.mode().unwrap()).unwrap();
@@ -323,14 +324,14 @@ fn a_vae_of_another_kind_needs_onnx() {
     ] {
         let (_dir, folder) = tiny();
         set(&folder.join("vae/config.json"), key, value);
-        let vae = Vae::open(&Bundle::open(&folder).unwrap()).unwrap();
+        let vae = Vae::open(&Arc::new(Bundle::open(&folder).unwrap())).unwrap();
         assert!(format!("{vae:?}").contains("decoder.onnx"), "{vae:?}");
         fs::remove_file(folder.join("vae/decoder.onnx")).unwrap();
         let error = Painter::open(&folder).unwrap_err().to_string();
         assert!(error.contains(words), "no {words:?} in: {error}");
     }
     let (_dir, folder) = without_onnx();
-    assert!(format!("{:?}", Vae::open(&Bundle::open(&folder).unwrap())).contains("own layers"));
+    assert!(format!("{:?}", Vae::open(&Arc::new(Bundle::open(&folder).unwrap()))).contains("own layers"));
     set(&folder.join("vae/config.json"), "norm_num_groups", 5.into());
     let error = Painter::open(&folder).unwrap_err().to_string();
     assert!(error.contains("do not divide into norm_num_groups = 5"), "{error}");

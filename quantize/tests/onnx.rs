@@ -9,6 +9,7 @@ use pleinair_quantize::onnx::{Kind, Storage, Tensors, VaeKind, check};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tract_onnx::prelude::*;
 
 /// Two correct f32 evaluations differ by their rounding. The fixtures carry diffusers' own distance from a float64
@@ -59,7 +60,7 @@ fn kind(folder: &str) -> VaeKind {
 }
 
 /// A model folder with the configurations of `model` and our two files.
-fn bundle_of(model: &str, storage: Storage) -> (tempfile::TempDir, Bundle) {
+fn bundle_of(model: &str, storage: Storage) -> (tempfile::TempDir, Arc<Bundle>) {
     let (folder, source) = (tempfile::tempdir().unwrap(), repository().join(model));
     let vae = format!("{model}/vae");
     for file in ["model_index.json", "unet/config.json", "text_encoder/config.json", "vae/config.json"] {
@@ -71,7 +72,7 @@ fn bundle_of(model: &str, storage: Storage) -> (tempfile::TempDir, Bundle) {
     std::fs::write(folder.path().join("vae/encoder.onnx"), kind.encoder(&mut tensors, storage).unwrap()).unwrap();
     std::fs::write(folder.path().join("vae/decoder.onnx"), kind.decoder(&mut tensors, storage).unwrap()).unwrap();
     let bundle = Bundle::open(folder.path()).unwrap();
-    (folder, bundle)
+    (folder, Arc::new(bundle))
 }
 
 /// The program's own way through tract, for a file that is not in a bundle.
@@ -155,7 +156,7 @@ fn kl_equals_diffusers() {
 fn kl_equals_the_own_layers_and_what_pytorch_exported_at_other_sizes() {
     for model in MODELS {
         let (_folder, bundle) = bundle_of(model, Storage::F32);
-        let (ours, whole) = (Vae::open(&bundle).unwrap(), Bundle::open(&repository().join(model)).unwrap());
+        let (ours, whole) = (Vae::open(&bundle).unwrap(), Arc::new(Bundle::open(&repository().join(model)).unwrap()));
         let theirs = Vae::open(&whole).unwrap();
         assert!(format!("{ours:?}").contains("decoder.onnx") && format!("{theirs:?}").contains("own layers"));
         let name = Path::new(model).file_name().unwrap().to_str().unwrap();

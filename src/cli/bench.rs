@@ -182,6 +182,7 @@ impl Subject {
             }
             What::Learn => {
                 let painter = Box::new(Painter::new(bundle)?);
+                painter.vae().release(); // as after a lesson's pictures are encoded
                 let prompts = Prompts::new(&painter, &lesson()?)?;
                 let batch = Batch {
                     latents: rng.randn(shape)?,

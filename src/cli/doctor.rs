@@ -14,6 +14,7 @@ use pleinair_cpu::Isa;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
@@ -131,7 +132,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 /// Opens and tries everything; what fails is noted and the rest still tried.
 fn examine(folder: &Path, report: &mut Report) {
     let problems = &mut report.problems;
-    let Some(bundle) = note(Bundle::open(folder), problems) else { return };
+    let Some(bundle) = note(Bundle::open(folder), problems).map(Arc::new) else { return };
     let mut parts = vec![];
     for name in ["text_encoder", "unet", "controlnet"] {
         if name != "controlnet" || bundle.controlnet.is_some() {
@@ -179,7 +180,7 @@ fn lines(error: Error) -> Vec<String> {
 }
 
 /// Opens every part by itself, so that the second fault is found with the first.
-fn open_each(bundle: &Bundle, problems: &mut Vec<String>) {
+fn open_each(bundle: &Arc<Bundle>, problems: &mut Vec<String>) {
     note(Tokenizer::open(bundle.tokenizer()), problems);
     note(TextEncoder::load(bundle), problems);
     note(Unet::load(bundle), problems);

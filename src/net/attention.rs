@@ -8,6 +8,9 @@ use crate::bundle::weights::Names;
 use candle_core::Tensor;
 use std::sync::Arc;
 
+/// Rows that the feed-forward layers widen at once.
+const WIDENED_ROWS: usize = 2048;
+
 /// `[B, H*W, C] -> [B, H*W, C]`, told the text.
 #[derive(Debug)]
 pub(super) struct Transformer(Arc<Layers>);
@@ -124,13 +127,39 @@ impl TransformerBlock {
     }
 
     fn forward(&self, x: &Tensor, kv: &Tensor) -> Result<Tensor> {
-        let c = x.dim(2)?;
-        let qkv = self.attn1.to_qkv.forward(&self.norm1.forward(x)?)?;
-        let seen = self.attn1.attention.forward(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?)?;
-        let x = add(x, &self.attn1.to_out.forward(&seen)?)?;
-        let q = self.attn2.to_q.forward(&self.norm2.forward(&x)?)?;
-        let x = add(&x, &self.attn2.to_out.forward(&self.attn2.attention.forward(&q, kv)?)?)?;
-        let h = self.ff_gate.forward(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
-        add(&x, &self.ff_out.forward(&h)?)
+        let x = add(x, &self.attn1.forward(&self.norm1.forward(x)?)?)?;
+        let x = add(&x, &self.attn2.forward(&self.norm2.forward(&x)?, kv)?)?;
+        self.feed_forward(x)
+    }
+
+    /// `[B, N, C] -> [B, N, C]`. The widened map is eight times as wide as `x`, so that of a large one only some rows exist
+    /// at once; learning needs all of them anyway.
+    fn feed_forward(&self, x: Tensor) -> Result<Tensor> {
+        let layers = |x: &Tensor| {
+            let h = self.ff_gate.forward(&self.ff_in.forward(&self.norm3.forward(x)?)?)?;
+            add(x, &self.ff_out.forward(&h)?)
+        };
+        let (batch, pixels, channels) = x.dims3()?;
+        let all = batch * pixels;
+        if x.track_op() || all <= WIDENED_ROWS {
+            return layers(&x);
+        }
+        let rows = x.reshape((1, all, channels))?;
+        let part = |first| layers(&rows.narrow(1, first, WIDENED_ROWS.min(all - first))?);
+        let parts: Vec<_> = (0..all).step_by(WIDENED_ROWS).map(part).collect::<Result<_>>()?;
+        Ok(Tensor::cat(&parts, 1)?.reshape((batch, pixels, channels))?)
+    }
+}
+
+impl SelfAttention {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (c, qkv) = (x.dim(2)?, self.to_qkv.forward(x)?);
+        self.to_out.forward(&self.attention.forward(&qkv.narrow(2, 0, c)?, &qkv.narrow(2, c, 2 * c)?)?)
+    }
+}
+
+impl CrossAttention {
+    fn forward(&self, x: &Tensor, kv: &Tensor) -> Result<Tensor> {
+        self.to_out.forward(&self.attention.forward(&self.to_q.forward(x)?, kv)?)
     }
 }

@@ -20,6 +20,12 @@ pub(super) struct OnnxModel {
     threads: OnceLock<Executor>,
 }
 
+impl std::fmt::Debug for OnnxModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.path.fmt(f)
+    }
+}
+
 impl OnnxModel {
     /// Reads the file.
     ///
@@ -29,11 +35,6 @@ impl OnnxModel {
         let model =
             tract_onnx::onnx().model_for_path(path).map_err(|e| Error::file(path, format!("not ONNX: {e:#}")))?;
         Ok(OnnxModel { path: path.to_path_buf(), model, plans: Mutex::default(), threads: OnceLock::new() })
-    }
-
-    /// The file it was read from.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The answer of a VAE's encoder to `pixels: [B, 3, H, W]`.

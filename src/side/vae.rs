@@ -2,54 +2,83 @@
 //! in this program's own layers; every other (an `AutoencoderTiny`, ONNX from elsewhere) in tract.
 
 use super::onnx::OnnxModel;
-use crate::bundle::{Bundle, VaeHalf};
+use crate::bundle::{Bundle, VaeFiles, VaeHalf, VaeWeights};
 use crate::camera::Frame;
 use crate::net::{Latent, VaeDecoder, VaeEncoder};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Encoder and decoder.
+#[derive(Debug)]
 pub struct Vae {
-    encoder: Encoder,
-    decoder: Decoder,
+    encoder: Half<VaeEncoder>,
+    decoder: Half<VaeDecoder>,
     tiny_decoder: Option<OnnxModel>,
     scaling_factor: f32,
     factor: usize,
     latent_channels: usize,
 }
 
-/// The way in: in this program's own layers where the weights are known by name, else in tract.
-enum Encoder {
-    Net(VaeEncoder),
-    Onnx(OnnxModel),
+/// The way in or the way out: in this program's own layers where the weights are known by name, else in tract.
+enum Half<N> {
+    Net(Loaded<N>),
+    Onnx(Box<OnnxModel>),
 }
 
-/// The way out, as [`Encoder`].
-enum Decoder {
-    Net(VaeDecoder),
-    Onnx(OnnxModel),
+/// A network that is loaded again when it is needed after its memory was given back.
+struct Loaded<N> {
+    load: Box<dyn Fn() -> Result<N> + Send + Sync>,
+    network: Mutex<Option<Arc<N>>>,
 }
 
-impl std::fmt::Debug for Vae {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vae").field("encoder", &self.encoder).field("decoder", &self.decoder).finish()
-    }
-}
-
-impl std::fmt::Debug for Encoder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Encoder::Net(_) => f.write_str("own layers"),
-            Encoder::Onnx(model) => model.path().fmt(f),
+impl<N> Loaded<N> {
+    fn network(&self) -> Result<Arc<N>> {
+        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*network {
+            Some(network) => Ok(network.clone()),
+            None => Ok(network.insert(Arc::new((self.load)()?)).clone()),
         }
     }
 }
 
-impl std::fmt::Debug for Decoder {
+impl<N: 'static> Half<N> {
+    /// # Errors
+    /// If the weights are missing or damaged; every tensor that is wrong is named.
+    fn open(
+        bundle: &Arc<Bundle>,
+        half: VaeHalf,
+        load: fn(VaeWeights, usize, usize) -> Result<N>,
+        file: fn(VaeFiles) -> PathBuf,
+    ) -> Result<Self> {
+        let Some(weights) = bundle.vae_weights(half)? else {
+            return Ok(Half::Onnx(OnnxModel::open(&file(bundle.vae_files()?))?.into()));
+        };
+        let network = move |bundle: &Bundle, weights| {
+            load(weights, bundle.vae.block_out_channels.len(), bundle.vae.latent_channels)
+        };
+        let first = network(bundle, weights)?;
+        let bundle = bundle.clone();
+        let again = move || match bundle.vae_weights(half)? {
+            Some(weights) => network(&bundle, weights),
+            None => Err(Error::file(bundle.folder(), "the VAE's weights were taken away while the program ran")),
+        };
+        Ok(Half::Net(Loaded { load: Box::new(again), network: Mutex::new(Some(Arc::new(first))) }))
+    }
+
+    fn release(&self) {
+        if let Half::Net(loaded) = self {
+            *loaded.network.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
+impl<N> std::fmt::Debug for Half<N> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Decoder::Net(_) => f.write_str("own layers"),
-            Decoder::Onnx(model) => model.path().fmt(f),
+            Half::Net(_) => f.write_str("own layers"),
+            Half::Onnx(model) => model.fmt(f),
         }
     }
 }
@@ -89,22 +118,21 @@ impl Vae {
     ///
     /// # Errors
     /// If they are missing or damaged; every tensor that is wrong is named.
-    pub fn open(bundle: &Bundle) -> Result<Self> {
-        let (levels, latent_channels) = (bundle.vae.block_out_channels.len(), bundle.vae.latent_channels);
+    pub fn open(bundle: &Arc<Bundle>) -> Result<Self> {
         Ok(Vae {
-            encoder: match bundle.vae_weights(VaeHalf::Encoder)? {
-                Some(weights) => Encoder::Net(VaeEncoder::load(weights, levels, latent_channels)?),
-                None => Encoder::Onnx(OnnxModel::open(&bundle.vae_files()?.encoder)?),
-            },
-            decoder: match bundle.vae_weights(VaeHalf::Decoder)? {
-                Some(weights) => Decoder::Net(VaeDecoder::load(weights, levels, latent_channels)?),
-                None => Decoder::Onnx(OnnxModel::open(&bundle.vae_files()?.decoder)?),
-            },
+            encoder: Half::open(bundle, VaeHalf::Encoder, VaeEncoder::load, |files| files.encoder)?,
+            decoder: Half::open(bundle, VaeHalf::Decoder, VaeDecoder::load, |files| files.decoder)?,
             tiny_decoder: bundle.tiny_decoder().map(|path| OnnxModel::open(&path)).transpose()?,
             scaling_factor: bundle.vae.scaling_factor as f32,
             factor: bundle.factor(),
-            latent_channels,
+            latent_channels: bundle.vae.latent_channels,
         })
+    }
+
+    /// Gives the memory of the weights back until a picture is encoded or decoded again.
+    pub fn release(&self) {
+        self.encoder.release();
+        self.decoder.release();
     }
 
     /// Pixels a side of one latent cell.
@@ -130,8 +158,8 @@ impl Vae {
     /// If the encoder does not answer with moments.
     pub fn encode_planar(&self, pixels: &Tensor) -> Result<Posterior> {
         let moments = match &self.encoder {
-            Encoder::Net(encoder) => encoder.forward(pixels)?,
-            Encoder::Onnx(model) => model.moments(pixels, 2 * self.latent_channels)?,
+            Half::Net(encoder) => encoder.network()?.forward(pixels)?,
+            Half::Onnx(model) => model.moments(pixels, 2 * self.latent_channels)?,
         };
         Ok(Posterior {
             mean: moments.narrow(1, 0, self.latent_channels)?.contiguous()?,
@@ -147,8 +175,8 @@ impl Vae {
     pub fn decode(&self, latent: &Latent) -> Result<Tensor> {
         let latent = (&latent.0 / self.scaling_factor as f64)?;
         match &self.decoder {
-            Decoder::Net(decoder) => decoder.forward(&latent),
-            Decoder::Onnx(model) => model.run(&latent),
+            Half::Net(decoder) => decoder.network()?.forward(&latent),
+            Half::Onnx(model) => model.run(&latent),
         }
     }
 

@@ -41,7 +41,9 @@ impl Studies {
             let frame = study.frame.resize(size, size)?;
             Ok([painter.vae().encode(&frame)?, painter.vae().encode(&frame.flip_horizontal())?])
         };
-        Ok(Studies { posteriors: studies.iter().map(both).collect::<Result<_>>()? })
+        let posteriors = studies.iter().map(both).collect::<Result<_>>()?;
+        painter.vae().release();
+        Ok(Studies { posteriors })
     }
 
     /// A random batch: pictures and timesteps uniform, flipped half of the time.

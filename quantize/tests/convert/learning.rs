@@ -153,7 +153,9 @@ fn int8_layers(bundle: &Path) -> usize {
 }
 
 /// Errors of independent layers add up as squares, once on the way forward and once back: the gradient is off by
-/// `e^2 = 2 layers LAYER_ERROR^2` and turned by `1 - cos = e^2 / 2`, and three times that is never met by chance.
+/// `e^2 = 2 layers LAYER_ERROR^2` and turned by `1 - cos = e^2 / 2`, and three times that is never met by chance. Where
+/// the CPU has the instructions, attention and gradients are bf16 besides: with a random network's large scores that turns
+/// it as far again (on one machine 0.043 with bf16, 0.017 without).
 #[test]
 fn gradients_through_int8_point_the_same_way() {
     let studio = Studio::new();
@@ -175,7 +177,7 @@ fn gradients_through_int8_point_the_same_way() {
         }
         let angle = angle(&want, &got);
         println!("{name}: 1 - cos of the gradients {angle:.2e}, losses {losses:?} and {own_losses:?}");
-        let independent = 3.0 * int8_layers(bundle.bundle().folder()) as f64 * LAYER_ERROR.powi(2);
+        let independent = 2.0 * 3.0 * int8_layers(bundle.bundle().folder()) as f64 * LAYER_ERROR.powi(2);
         let allowed = trained.unwrap_or(independent);
         assert!(angle <= allowed, "{name}: {angle}, more than {allowed}");
     }

@@ -12,6 +12,7 @@ use pleinair::side::vae::Vae;
 use pleinair::style::Style;
 use pleinair_quantize::trial;
 use prost::Message;
+use std::sync::Arc;
 use tract_onnx::pb::ModelProto;
 
 fn tiny_vae() -> PathBuf {
@@ -154,7 +155,7 @@ fn the_models_styles_come_along_and_fit() {
 
 /// Mean, logarithm of the variance and picture of a wide frame.
 fn through_the_vae(folder: &Path) -> [Tensor; 3] {
-    let vae = Vae::open(&Bundle::open(folder).unwrap()).unwrap();
+    let vae = Vae::open(&Arc::new(Bundle::open(folder).unwrap())).unwrap();
     let frame = Frame::new(96, 32, (0..96 * 32 * 3).map(|i| (i % 97 * 2) as u8).collect()).unwrap();
     let posterior = vae.encode(&frame).unwrap();
     let picture = vae.decode(&posterior.mode().unwrap()).unwrap();
@@ -251,7 +252,7 @@ fn tensors_that_are_wrong_in_a_bundles_vae_are_named() {
     // written by someone else: what it computes is known, but not from what
     let own = through_the_vae(&bundle);
     change_onnx(&bundle, "vae_decoder.onnx", |model| model.producer_name = "somebody".into());
-    let vae = Vae::open(&Bundle::open(&bundle).unwrap()).unwrap();
+    let vae = Vae::open(&Arc::new(Bundle::open(&bundle).unwrap())).unwrap();
     assert!(format!("{vae:?}").contains("own layers") && format!("{vae:?}").contains("vae_decoder.onnx"), "{vae:?}");
     assert!(decibels(&through_the_vae(&bundle)[2], &own[2]) >= 30.0);
 }

@@ -152,12 +152,12 @@ fn every_target_has_the_same_numbers_and_paints_the_same() {
             (name, painted(&Painter::new(Bundle::open(&bundles[0]).unwrap().with_kernels(isa)).unwrap()))
         })
         .collect();
-    // attention and norms are f32, and round otherwise on every instruction set; an int8 activation that was on the edge may
-    // then be the next one
+    // norms are f32 and attention is f32 or bf16, and they round otherwise on every instruction set; an int8 activation that
+    // was on the edge may then be the next one
     for (name, painting) in &panels {
         let apart = Distortion::of(&panels[0].1, painting).psnr();
         println!("{name}: {apart:.1} dB from {}", panels[0].0);
-        assert!(apart >= 45.0, "{name} paints otherwise than {}: {apart:.1} dB", panels[0].0);
+        assert!(apart >= 40.0, "{name} paints otherwise than {}: {apart:.1} dB", panels[0].0);
     }
     let apart = Distortion::of(&rows[0], &panels[0].1).psnr();
     println!("panels on {:?}: {apart:.1} dB from rows", panels.iter().map(|(name, _)| name).collect::<Vec<_>>());

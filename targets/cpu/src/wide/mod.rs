@@ -23,6 +23,7 @@ pub(crate) use source::{Grid, Neighbourhoods, Rows, Source};
 use crate::isa::{Isa, with_token};
 use crate::weight::{Int8, Values, Weight};
 use block::{Product, multiply};
+#[cfg(target_arch = "x86_64")]
 use half::bf16;
 use pack::Factor;
 

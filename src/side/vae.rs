@@ -133,6 +133,7 @@ impl Vae {
     pub fn release(&self) {
         self.encoder.release();
         self.decoder.release();
+        pleinair_cpu::return_freed_memory();
     }
 
     /// Pixels a side of one latent cell.

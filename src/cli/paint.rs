@@ -38,6 +38,7 @@ pub(super) fn plain_order(prompt: Template, size: (usize, usize), steps: usize) 
         seed: 0,
     })
 }
+
 /// No picture is larger than this, in pixels.
 const LARGEST: usize = 1 << 24;
 

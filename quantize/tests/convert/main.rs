@@ -27,6 +27,8 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
+/// Instruction sets on which attention and gradients of an int8 bundle are bf16; on the others they are f32.
+const WITH_BF16: [&str; 2] = ["amx", "avx512bf16"];
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pleinair-quantize");
 /// The files of a bundle with a ControlNet, in the order of the alphabet.
 const FILES: [&str; 8] = [

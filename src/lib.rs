@@ -19,5 +19,7 @@ pub mod style;
 pub mod train;
 pub mod canvas;
 pub mod error;
+pub mod target;
 
 pub use error::{Error, Result};
+pub use target::Target;

@@ -1,11 +1,13 @@
 //! camera -> Frame -> Latent -> denoising steps -> Latent -> Canvas.
 
 mod guided;
+mod memory;
 mod order;
 
 pub use order::{Inversion, Order, StyleChoice};
 
 use crate::bundle::Bundle;
+use crate::bundle::part::Part;
 use crate::camera::Frame;
 use crate::canvas::Canvas;
 use crate::net::{ControlNet, Latent, TextEncoder, Unet};
@@ -14,6 +16,7 @@ use crate::sampler::{OnStep, Plan, Schedule, SchedulerConfig, TorchRng, ddim, sa
 use crate::side::{soft_edges::soft_edges, vae::Vae};
 use crate::{Error, Result};
 use guided::{Control, Guided};
+use memory::Residency;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,9 +27,10 @@ pub struct Painter {
     schedule: Schedule,
     tokenizer: Tokenizer,
     text: TextEncoder,
-    unet: Unet,
-    controlnet: Option<ControlNet>,
+    unet: Part<Unet>,
+    controlnet: Option<Part<ControlNet>>,
     vae: Vae,
+    residency: Residency,
 }
 
 impl Painter {
@@ -62,7 +66,7 @@ impl Painter {
             Some(frame) => self.invert(order, &plan, frame, control.as_ref(), &mut rng, on_step)?,
             None => plan.start(&rng.randn(&self.latent_shape(width, height))?)?,
         };
-        self.vae.release();
+        self.release_vae();
         let mut denoiser = Guided::new(self, order, control)?;
         Ok(Latent(sample(&mut denoiser, &plan, start, &mut |shape| rng.randn(shape), on_step)?))
     }
@@ -102,7 +106,7 @@ impl Painter {
                 Err(Error::Usage(what.into()))
             }
             (Some(net), Some(frame)) if order.control_scale != 0.0 => {
-                Ok(Some(Control { hint: net.hint(&soft_edges(frame)?)?, scale: order.control_scale }))
+                Ok(Some(Control { hint: net.get()?.hint(&soft_edges(frame)?)?, scale: order.control_scale }))
             }
             _ => Ok(None),
         }
@@ -127,13 +131,18 @@ impl Painter {
         let tokenizer = Tokenizer::open(bundle.tokenizer())?;
         check_tokenizer(&tokenizer, &bundle)?;
         let bundle = Arc::new(bundle);
+        let (for_unet, for_controlnet) = (bundle.clone(), bundle.clone());
         Ok(Painter {
             schedule: schedule.map_err(|e| Error::file(&path, e.to_string()))?,
             tokenizer,
             text: TextEncoder::load(&bundle)?,
-            unet: Unet::load(&bundle)?,
-            controlnet: bundle.controlnet.is_some().then(|| ControlNet::load(&bundle)).transpose()?,
+            unet: Part::open(move || Unet::load(&for_unet))?,
+            controlnet: match bundle.controlnet {
+                Some(_) => Some(Part::open(move || ControlNet::load(&for_controlnet))?),
+                None => None,
+            },
             vae: Vae::open(&bundle)?,
+            residency: Residency::of(&bundle)?,
             bundle,
         })
     }
@@ -153,9 +162,12 @@ impl Painter {
         &self.text
     }
 
-    /// The UNet.
-    pub fn unet(&self) -> &Unet {
-        &self.unet
+    /// The UNet, loaded again if it made room for the VAE.
+    ///
+    /// # Errors
+    /// If the model was changed since it was opened.
+    pub fn unet(&self) -> Result<Arc<Unet>> {
+        self.unet.get()
     }
 
     /// The VAE.
@@ -179,8 +191,21 @@ impl Painter {
 
     /// Before the VAE works, whose maps of a large picture take as much memory as the denoiser's weights.
     fn release_denoiser(&self) {
-        self.bundle.release("unet");
-        self.bundle.release("controlnet");
+        match self.residency {
+            Residency::Mapped => ["unet", "controlnet"].iter().for_each(|part| self.bundle.release(part)),
+            Residency::Together => {}
+            Residency::InTurn => {
+                self.unet.release();
+                self.controlnet.iter().for_each(Part::release);
+            }
+        }
+    }
+
+    /// Before the denoiser works.
+    pub fn release_vae(&self) {
+        if self.residency != Residency::Together {
+            self.vae.release();
+        }
     }
 
     fn latent_shape(&self, width: usize, height: usize) -> [usize; 4] {

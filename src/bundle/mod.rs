@@ -5,16 +5,16 @@
 pub mod config;
 pub mod manifest;
 mod onnx;
+pub mod part;
 pub mod pickle;
 mod values;
 pub mod weights;
 pub mod write;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Target};
 use config::{ControlNetConfig, ModelIndex, TextConfig, UnetConfig, VaeConfig};
 use manifest::{Control, Dtype, Manifest};
 use pleinair_cpu::MappedFile;
-use pleinair_cpu::isa::{self, Isa};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -35,7 +35,7 @@ pub struct Bundle {
     /// The manifest, where the folder is a bundle.
     pub manifest: Option<Manifest>,
     probe: Option<Arc<dyn Probe>>,
-    isa: Isa,
+    target: Target,
     /// The files whose weights are used where they lie, by part, for as long as a network uses them.
     maps: Mutex<Vec<(String, Weak<MappedFile>)>>,
 }
@@ -97,7 +97,7 @@ impl Bundle {
             controlnet: manifest.controlnet.as_ref().map(|net| net.config.clone()),
             manifest: Some(manifest),
             probe: None,
-            isa: isa::best(),
+            target: Target::default(),
             maps: Mutex::default(),
             folder: folder.to_path_buf(),
         };
@@ -121,7 +121,7 @@ impl Bundle {
             controlnet: if controlnet.is_file() { Some(read_json(&controlnet)?) } else { None },
             manifest: None,
             probe: None,
-            isa: isa::best(),
+            target: Target::default(),
             maps: Mutex::default(),
             folder: folder.to_path_buf(),
         })
@@ -207,7 +207,7 @@ impl Bundle {
             maps.retain(|(_, map)| map.strong_count() > 0);
             maps.push((part.to_owned(), Arc::downgrade(map)));
         }
-        Ok(weights.probed(self.probe.clone()).with_kernels(self.isa))
+        Ok(weights.probed(self.probe.clone()).on(&self.target))
     }
 
     /// Lets the system have the memory of a part's weights that are used where they lie, until they are used again: parts
@@ -220,9 +220,14 @@ impl Bundle {
         }
     }
 
-    /// The same model, run by the kernels of this instruction set where it is packed for them.
-    pub fn with_kernels(self, isa: Isa) -> Self {
-        Bundle { isa, ..self }
+    /// The same model, to be run on this target.
+    pub fn on(self, target: Target) -> Self {
+        Bundle { target, ..self }
+    }
+
+    /// Where its networks run.
+    pub fn target(&self) -> &Target {
+        &self.target
     }
 
     /// The same model, every product of which `probe` sees once it is loaded.
@@ -241,7 +246,7 @@ impl Bundle {
             Some(manifest) => self.vae_weights_of_bundle(manifest, half)?,
             None => self.vae_weights_of_folder()?,
         };
-        Ok(found.map(|found| VaeWeights { tensors: found.tensors.with_kernels(self.isa), ..found }))
+        Ok(found.map(|found| VaeWeights { tensors: found.tensors.on(&self.target), ..found }))
     }
 
     fn vae_weights_of_bundle(&self, manifest: &Manifest, half: VaeHalf) -> Result<Option<VaeWeights>> {
@@ -273,6 +278,21 @@ impl Bundle {
             false if self.vae_files().is_ok() => Ok(None),
             false => Err(Error::Model { folder: self.folder.clone(), problems }),
         }
+    }
+
+    /// Numbers in both halves of the VAE, as far as the size of its files tells.
+    ///
+    /// # Errors
+    /// If a file is missing.
+    pub fn vae_parameters(&self) -> Result<u64> {
+        let stem = "diffusion_pytorch_model";
+        if self.manifest.is_none() && weights::files(&self.folder.join("vae"), stem).is_ok() {
+            return Ok(Weights::open(&self.folder, "vae", stem)?.parameters() as u64);
+        }
+        let VaeFiles { encoder, decoder } = self.vae_files()?;
+        let length = |path: &Path| -> Result<u64> { Ok(std::fs::metadata(path).map_err(Error::io(path))?.len()) };
+        let width = if self.manifest.as_ref().is_some_and(|m| m.dtype != Dtype::F32) { 2 } else { 4 };
+        Ok((length(&encoder)? + length(&decoder)?) / width)
     }
 
     /// The VAE's ONNX files: a bundle's, or in a diffusers folder as this project writes them (`vae/encoder.onnx`) or as

@@ -2,10 +2,10 @@
 //! or used where they lie in a bundle's mapped file.
 
 use super::values;
-use crate::{Error, Result};
-use candle_core::{DType, Device, Shape, Tensor};
+use crate::{Error, Result, Target};
+use candle_core::{DType, Shape, Tensor};
 use half::bf16;
-use pleinair_cpu::{Isa, MappedFile, Numbers, Plain};
+use pleinair_cpu::{MappedFile, Numbers, Plain};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -35,7 +35,7 @@ pub struct Weights {
     /// Whether matrices that are read, not mapped, are kept as bfloat16.
     bf16: bool,
     probe: Option<Arc<dyn Probe>>,
-    isa: Option<Isa>,
+    target: Option<Target>,
 }
 
 /// Sees every product of a network while it runs; for calibration.
@@ -159,7 +159,7 @@ impl Weights {
             metadata.extend(header.1);
         }
         let (folder, part, problems) = (folder.to_path_buf(), part.into(), Mutex::default());
-        Weights { folder, part, tensors, metadata, problems, map: None, bf16: false, probe: None, isa: None }
+        Weights { folder, part, tensors, metadata, problems, map: None, bf16: false, probe: None, target: None }
     }
 
     /// The tensors of a file in another form than safetensors.
@@ -183,9 +183,9 @@ impl Weights {
         Ok(Weights { map: Some(map), ..Self::open_files(folder, part, &[path])? })
     }
 
-    /// The same weights, multiplied by the kernels of this instruction set where they are packed for them.
-    pub(super) fn with_kernels(mut self, isa: Isa) -> Self {
-        self.isa = Some(isa);
+    /// The same weights for this target; on the processor multiplied by its kernels where they are packed for them.
+    pub(super) fn on(mut self, target: &Target) -> Self {
+        self.target = Some(target.clone());
         self
     }
 
@@ -282,8 +282,9 @@ impl Weights {
     }
 
     fn get(&self, name: &str, shape: &Shape) -> Result<Tensor> {
-        let read = || Ok(Tensor::from_vec(self.read(name, shape.dims())?, shape, &Device::Cpu)?);
-        self.noted(read(), || Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?))
+        let target = self.target.clone().unwrap_or_default();
+        let read = || Ok(Tensor::from_vec(self.read(name, shape.dims())?, shape, target.device())?);
+        self.noted(read(), || Ok(Tensor::zeros(shape, DType::F32, target.device())?))
     }
 
     fn place(&self, name: &str, shape: &[usize]) -> Result<&Place> {
@@ -327,8 +328,8 @@ impl Weights {
         };
         let values = self.noted(found, || Ok(Values::F32(vec![0.0; outputs * inputs].into())))?;
         let weight = Weight::new(outputs, inputs, values)?;
-        let weight = Arc::new(match self.isa {
-            Some(isa) => weight.with_kernels(isa),
+        let weight = Arc::new(match &self.target {
+            Some(target) => weight.with_kernels(target.isa()),
             None => weight,
         });
         Ok(LayerWeight { layer: format!("{}.{layer}", self.part), weight, probe: self.probe.clone() })
@@ -465,12 +466,12 @@ impl Names<'_> {
         Names { weights: self.weights, path }
     }
 
-    /// The instruction set of the kernels: what was asked for, else the fastest.
-    pub fn isa(&self) -> Isa {
-        self.weights.isa.unwrap_or_else(isa::best)
+    /// Where the network is to run: as was asked for, else on the processor.
+    pub fn target(&self) -> Target {
+        self.weights.target.clone().unwrap_or_default()
     }
 
-    /// The tensor `name` here as f32, of exactly this shape.
+    /// The tensor `name` here as f32 on the target, of exactly this shape.
     ///
     /// # Errors
     /// Only if reading the file fails; what is wrong with the tensor itself is reported by [`Weights::finish`].

@@ -88,7 +88,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let folder = arguments.model.folder()?;
     let isa = model::isa()?;
     let began = Instant::now();
-    let bundle = Bundle::open(&folder)?.with_kernels(isa);
+    let bundle = Bundle::open(&folder)?.on(pleinair::Target::cpu(isa));
     let dtype = bundle.manifest.as_ref().map_or(Dtype::F32, |manifest| manifest.dtype);
     let (width, height) = arguments.pixels(&bundle)?;
     let runs = usize::from(arguments.runs.unwrap_or(arguments.what.usual_runs()));
@@ -182,7 +182,7 @@ impl Subject {
             }
             What::Learn => {
                 let painter = Box::new(Painter::new(bundle)?);
-                painter.vae().release(); // as after a lesson's pictures are encoded
+                painter.release_vae(); // as after a lesson's pictures are encoded
                 let prompts = Prompts::new(&painter, &lesson()?)?;
                 let batch = Batch {
                     latents: rng.randn(shape)?,

@@ -5,7 +5,7 @@ use pleinair::net::TextEncoder;
 use pleinair::painter::Painter;
 use pleinair::prompt::Tokenizer;
 use pleinair::style::Style;
-use pleinair::{Error, Result};
+use pleinair::{Error, Result, Target};
 use pleinair_cpu::isa::{self, Isa};
 use std::path::{Path, PathBuf};
 
@@ -67,7 +67,7 @@ pub(super) fn isa() -> Result<Isa> {
 /// # Errors
 /// As [`isa`] and [`Painter::open`].
 pub(super) fn open(folder: &Path) -> Result<Painter> {
-    Painter::new(Bundle::open(folder)?.with_kernels(isa()?))
+    Painter::new(Bundle::open(folder)?.on(Target::cpu(isa()?)))
 }
 
 /// The folder's own name, for people and metadata: never the path to it.

@@ -133,7 +133,7 @@ impl TransformerBlock {
     }
 
     /// `[B, N, C] -> [B, N, C]`. The widened map is eight times as wide as `x`, so that of a large one only some rows exist
-    /// at once; learning needs all of them anyway.
+    /// at once on the processor; learning needs all of them anyway, and a GPU would idle between the parts.
     fn feed_forward(&self, x: Tensor) -> Result<Tensor> {
         let layers = |x: &Tensor| {
             let h = self.ff_gate.forward(&self.ff_in.forward(&self.norm3.forward(x)?)?)?;
@@ -141,7 +141,7 @@ impl TransformerBlock {
         };
         let (batch, pixels, channels) = x.dims3()?;
         let all = batch * pixels;
-        if x.track_op() || all <= WIDENED_ROWS {
+        if x.track_op() || all <= WIDENED_ROWS || !x.device().is_cpu() {
             return layers(&x);
         }
         let rows = x.reshape((1, all, channels))?;

@@ -3,9 +3,9 @@
 use super::attention::Transformer;
 use super::layers::{Conv3x3, FeatureMap, Linear};
 use super::resnet::ResnetBlock;
-use crate::Result;
 use crate::bundle::config::UnetConfig;
 use crate::bundle::weights::Names;
+use crate::{Result, Target};
 use candle_core::{Device, Tensor};
 
 /// Keys and values of a prompt for every cross-attention of one network, in path order: `[B, 77, 2C]` each. They do not
@@ -29,8 +29,8 @@ impl TextKv {
     /// # Errors
     /// If a row does not exist.
     pub fn rows(&self, rows: &[u32]) -> Result<Self> {
-        let rows = Tensor::new(rows, &Device::Cpu)?;
-        Ok(TextKv(self.0.iter().map(|kv| kv.index_select(&rows, 0)).collect::<candle_core::Result<_>>()?))
+        let select = |kv: &Tensor| kv.index_select(&Tensor::new(rows, kv.device())?, 0);
+        Ok(TextKv(self.0.iter().map(select).collect::<candle_core::Result<_>>()?))
     }
 }
 
@@ -85,6 +85,7 @@ struct TimeEmbedding {
     channels: usize,
     flip_sin_to_cos: bool,
     freq_shift: f64,
+    target: Target,
 }
 
 fn silu(x: &Tensor) -> Result<Tensor> {
@@ -100,11 +101,12 @@ impl TimeEmbedding {
             channels,
             flip_sin_to_cos: config.flip_sin_to_cos,
             freq_shift: config.freq_shift,
+            target: names.target(),
         })
     }
 
-    /// SiLU of the embedding, `[B, 4C]`: every block begins with that SiLU. Sinusoids as in diffusers' `get_timestep_embedding`.
-    fn forward(&self, timesteps: &[f64]) -> Result<Tensor> {
+    /// Sinusoids `[B, C]` of the timesteps, as in diffusers' `get_timestep_embedding`.
+    fn waves(&self, timesteps: &[f64]) -> Result<Tensor> {
         let half = self.channels / 2;
         let mut waves = Vec::with_capacity(timesteps.len() * self.channels);
         for &t in timesteps {
@@ -119,8 +121,12 @@ impl TimeEmbedding {
             }
             waves.resize(waves.len() + self.channels % 2, 0.0);
         }
-        let waves = Tensor::from_vec(waves, (timesteps.len(), self.channels), &Device::Cpu)?;
-        silu(&self.linear_2.forward(&silu(&self.linear_1.forward(&waves)?)?)?)
+        self.target.take_in(&Tensor::from_vec(waves, (timesteps.len(), self.channels), &Device::Cpu)?)
+    }
+
+    /// SiLU of the embedding, `[B, 4C]`: every block begins with that SiLU.
+    fn forward(&self, waves: &Tensor) -> Result<Tensor> {
+        silu(&self.linear_2.forward(&silu(&self.linear_1.forward(waves)?)?)?)
     }
 }
 
@@ -178,15 +184,20 @@ impl DownPath {
         Ok(TextKv(self.transformers().map(|t| t.text_kv(states)).collect::<Result<_>>()?))
     }
 
-    /// `latent: [B, 4, h, w]`; `hint` is added after `conv_in`.
+    /// What the network sees of timesteps, `[B, C]` on its target.
+    pub(super) fn waves(&self, timesteps: &[f64]) -> Result<Tensor> {
+        self.time_embedding.waves(timesteps)
+    }
+
+    /// `latent: [B, 4, h, w]` on the target, `waves` of its timesteps; `hint` is added after `conv_in`.
     pub(super) fn forward(
         &self,
         latent: &Tensor,
-        timesteps: &[f64],
+        waves: &Tensor,
         hint: Option<&Tensor>,
         text: &mut KvReader<'_>,
     ) -> Result<Descent> {
-        let time = self.time_embedding.forward(timesteps)?;
+        let time = self.time_embedding.forward(waves)?;
         let mut map = self.conv_in.forward(&FeatureMap::from_planar(latent)?)?;
         if let Some(hint) = hint {
             map = map.with(map.x.broadcast_add(hint)?);

@@ -7,7 +7,7 @@ use crate::bundle::Bundle;
 use crate::bundle::config::{ControlNetConfig, UnetConfig};
 use crate::bundle::weights::Names;
 use crate::prompt::Conditioning;
-use crate::{Error, Result};
+use crate::{Error, Result, Target};
 use candle_core::Tensor;
 
 /// The network and the layers that read the control picture.
@@ -17,6 +17,7 @@ pub struct ControlNet {
     down: DownPath,
     controlnet_down_blocks: Vec<Linear>,
     controlnet_mid_block: Linear,
+    target: Target,
 }
 
 /// What a ControlNet adds to the UNet's skips and middle: feature maps `[B, h*w, C]`.
@@ -56,6 +57,7 @@ impl ControlNet {
                 .map(zero_conv)
                 .collect::<Result<_>>()?,
             controlnet_mid_block: Linear::load(&names.pp("controlnet_mid_block"), coarsest, coarsest)?,
+            target: names.target(),
         };
         weights.finish()?;
         Ok(net)
@@ -74,7 +76,7 @@ impl ControlNet {
     /// # Errors
     /// If it has not three channels.
     pub fn hint(&self, picture: &Tensor) -> Result<ControlHint> {
-        Ok(ControlHint(self.cond_embedding.forward(&FeatureMap::from_planar(picture)?)?.x))
+        Ok(ControlHint(self.cond_embedding.forward(&FeatureMap::from_planar(&self.target.take_in(picture)?)?)?.x))
     }
 
     /// What to add to the UNet for `latent: [B, 4, h, w]` at `timesteps: [B]`, times `scale`.
@@ -89,10 +91,26 @@ impl ControlNet {
         hint: &ControlHint,
         scale: f64,
     ) -> Result<Residuals> {
-        let descent = self.down.forward(latent, timesteps, Some(&hint.0), &mut KvReader::new(text))?;
-        let speak = |conv: &Linear, map: &FeatureMap| -> Result<Tensor> { Ok((conv.forward(&map.x)? * scale)?) };
-        let down = self.controlnet_down_blocks.iter().zip(&descent.skips).map(|(conv, map)| speak(conv, map));
-        Ok(Residuals { down: down.collect::<Result<_>>()?, mid: speak(&self.controlnet_mid_block, &descent.mid)? })
+        let waves = self.down.waves(timesteps)?;
+        self.speak(&self.target.take_in(latent)?, &waves, text, hint, scale)
+    }
+
+    /// As [`ControlNet::forward`], with everything on the target already; `waves` as [`super::Unet::waves`] gives them.
+    ///
+    /// # Errors
+    /// If the hint belongs to another size.
+    pub fn speak(
+        &self,
+        latent: &Tensor,
+        waves: &Tensor,
+        text: &TextKv,
+        hint: &ControlHint,
+        scale: f64,
+    ) -> Result<Residuals> {
+        let descent = self.down.forward(latent, waves, Some(&hint.0), &mut KvReader::new(text))?;
+        let residual = |conv: &Linear, map: &FeatureMap| -> Result<Tensor> { Ok((conv.forward(&map.x)? * scale)?) };
+        let down = self.controlnet_down_blocks.iter().zip(&descent.skips).map(|(conv, map)| residual(conv, map));
+        Ok(Residuals { down: down.collect::<Result<_>>()?, mid: residual(&self.controlnet_mid_block, &descent.mid)? })
     }
 }
 

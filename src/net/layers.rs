@@ -1,9 +1,9 @@
-//! Frozen layers: loaded from a checkpoint, run by the target's kernel where there is one, by stock candle ops elsewhere.
+//! Frozen layers: loaded from a checkpoint, run by the target's kernels.
 
-use super::portable;
+use super::frozen::Frozen;
 use crate::Result;
-use crate::bundle::weights::{LayerWeight, Names};
-use candle_core::{D, Tensor};
+use crate::bundle::weights::Names;
+use candle_core::{D, Device, Tensor};
 use pleinair_cpu as cpu;
 
 /// A feature map `[B, H*W, C]` that knows its height and width.
@@ -43,14 +43,31 @@ impl FeatureMap {
     }
 }
 
-fn on_cpu(x: &Tensor) -> bool {
-    x.device().is_cpu()
+/// The op for where `$x` lies: `$cpu`, or what `$gpu` says of the crate called `$target`.
+macro_rules! on_device {
+    ($x:expr, $cpu:expr, |$target:ident| $gpu:expr) => {
+        match $x.device() {
+            Device::Cpu => $cpu,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => {
+                use pleinair_cuda as $target;
+                $gpu
+            }
+            #[cfg(feature = "metal")]
+            Device::Metal(_) => {
+                use pleinair_metal as $target;
+                $gpu
+            }
+            #[allow(unreachable_patterns, reason = "a build with both has nothing left")]
+            other => Err(candle_core::Error::msg(format!("this build has no kernels for {other:?}"))),
+        }
+    };
 }
 
 /// `a + b`, of one shape.
 pub(super) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    match on_cpu(a) && a.is_contiguous() && b.is_contiguous() {
-        true => Ok(a.apply_op2(b, cpu::Add)?),
+    match a.is_contiguous() && b.is_contiguous() {
+        true => Ok(on_device!(a, a.apply_op2(b, cpu::Add), |gpu| a.apply_op2(b, gpu::Add))?),
         false => Ok((a + b)?),
     }
 }
@@ -58,17 +75,17 @@ pub(super) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// A linear layer or a 1x1 convolution.
 #[derive(Debug, Clone)]
 pub(super) struct Linear {
-    weight: LayerWeight,
+    weight: Frozen,
     bias: Option<Tensor>,
 }
 
 impl Linear {
     pub(super) fn load(names: &Names, input: usize, output: usize) -> Result<Self> {
-        Ok(Linear { weight: names.matrix(output, input)?, bias: Some(names.get("bias", output)?) })
+        Ok(Linear { bias: Some(names.get("bias", output)?), ..Self::load_without_bias(names, input, output)? })
     }
 
     pub(super) fn load_without_bias(names: &Names, input: usize, output: usize) -> Result<Self> {
-        Ok(Linear { weight: names.matrix(output, input)?, bias: None })
+        Ok(Linear { weight: Frozen::place(names, names.matrix(output, input)?)?, bias: None })
     }
 
     /// `layers` that read the same input, as one called `joined`; their outputs lie side by side.
@@ -90,30 +107,39 @@ impl Linear {
         input: usize,
         output: usize,
     ) -> Result<Self> {
-        Ok(Linear { weight: names.joined_matrix(joined, layers, output, input)?, bias: None })
+        let weight = names.joined_matrix(joined, layers, output, input)?;
+        Ok(Linear { weight: Frozen::place(names, weight)?, bias: None })
     }
 
-    /// How what it gives is multiplied further: no more precisely than it came about.
+    /// How the processor multiplies what it gives further: no more precisely than it came about. On a GPU the numbers'
+    /// own type says it.
     pub(super) fn precision(&self) -> cpu::Precision {
-        match self.weight.weight().values() {
-            cpu::Values::F32(_) | cpu::Values::F16(_) => cpu::Precision::F32,
-            cpu::Values::Bf16(_) | cpu::Values::Int8(_) => cpu::Precision::Bf16,
+        match &self.weight {
+            Frozen::Cpu(weight) => match weight.weight().values() {
+                cpu::Values::F32(_) | cpu::Values::F16(_) => cpu::Precision::F32,
+                cpu::Values::Bf16(_) | cpu::Values::Int8(_) => cpu::Precision::Bf16,
+            },
+            #[cfg(any(feature = "cuda", feature = "metal"))]
+            _ => cpu::Precision::F32,
         }
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let op = cpu::Linear { weight: self.weight.for_input(x)?, bias: self.bias.clone() };
-        match on_cpu(x) {
-            true => Ok(x.apply_op1(op)?),
-            false => portable::linear(x, op),
-        }
+        let bias = self.bias.clone();
+        Ok(match &self.weight {
+            Frozen::Cpu(weight) => x.apply_op1(cpu::Linear { weight: weight.for_input(x)?, bias }),
+            #[cfg(feature = "cuda")]
+            Frozen::Cuda(weight) => x.apply_op1(pleinair_cuda::Linear { weight: weight.clone(), bias }),
+            #[cfg(feature = "metal")]
+            Frozen::Metal(weight) => x.apply_op1(pleinair_metal::Linear { weight: weight.clone(), bias }),
+        }?)
     }
 }
 
 /// A 3x3 convolution with padding 1, perhaps of a map with every pixel repeated.
 #[derive(Debug, Clone)]
 pub(super) struct Conv3x3 {
-    weight: LayerWeight,
+    weight: Frozen,
     bias: Tensor,
     repeat: usize,
     stride: usize,
@@ -121,7 +147,8 @@ pub(super) struct Conv3x3 {
 
 impl Conv3x3 {
     pub(super) fn load(names: &Names, input: usize, output: usize, stride: usize) -> Result<Self> {
-        Ok(Conv3x3 { weight: names.kernel3x3(output, input)?, bias: names.get("bias", output)?, repeat: 1, stride })
+        let weight = Frozen::place(names, names.kernel3x3(output, input)?)?;
+        Ok(Conv3x3 { weight, bias: names.get("bias", output)?, repeat: 1, stride })
     }
 
     /// The convolution of a map with every pixel twice in both directions.
@@ -130,16 +157,27 @@ impl Conv3x3 {
     }
 
     pub(super) fn forward(&self, map: &FeatureMap) -> Result<FeatureMap> {
-        let FeatureMap { x, height, width } = map;
+        let &FeatureMap { ref x, height, width } = map;
         let &Conv3x3 { repeat, stride, .. } = self;
-        let (weight, bias) = (self.weight.for_input(x)?, self.bias.clone());
-        let op = cpu::Conv3x3 { weight, bias, height: *height, width: *width, repeat, stride };
-        let y = match on_cpu(x) {
-            true => x.apply_op1(op)?,
-            false => portable::conv3x3(x, op)?,
-        };
+        let bias = self.bias.clone();
+        let y = match &self.weight {
+            Frozen::Cpu(weight) => {
+                let weight = weight.for_input(x)?;
+                x.apply_op1(cpu::Conv3x3 { weight, bias, height, width, repeat, stride })
+            }
+            #[cfg(feature = "cuda")]
+            Frozen::Cuda(weight) => {
+                let weight = weight.clone();
+                x.apply_op1(pleinair_cuda::Conv3x3 { weight, bias, height, width, repeat, stride })
+            }
+            #[cfg(feature = "metal")]
+            Frozen::Metal(weight) => {
+                let weight = weight.clone();
+                x.apply_op1(pleinair_metal::Conv3x3 { weight, bias, height, width, repeat, stride })
+            }
+        }?;
         let after = |length: usize| (length * repeat).div_ceil(stride);
-        Ok(FeatureMap { x: y, height: after(*height), width: after(*width) })
+        Ok(FeatureMap { x: y, height: after(height), width: after(width) })
     }
 }
 
@@ -150,14 +188,16 @@ pub(super) struct GroupNorm(cpu::GroupNorm);
 impl GroupNorm {
     pub(super) fn load(names: &Names, channels: usize, groups: usize, eps: f64, silu: bool) -> Result<Self> {
         let (weight, bias) = (names.get("weight", channels)?, names.get("bias", channels)?);
-        Ok(GroupNorm(cpu::GroupNorm { weight, bias, groups, eps, silu, isa: names.isa() }))
+        Ok(GroupNorm(cpu::GroupNorm { weight, bias, groups, eps, silu, isa: names.target().isa() }))
     }
 
     pub(super) fn forward(&self, map: &FeatureMap) -> Result<FeatureMap> {
-        Ok(map.with(match on_cpu(&map.x) {
-            true => map.x.apply_op1(self.0.clone())?,
-            false => portable::group_norm(&map.x, &self.0)?,
-        }))
+        let x = &map.x;
+        let y = on_device!(x, x.apply_op1(self.0.clone()), |gpu| {
+            let cpu::GroupNorm { weight, bias, groups, eps, silu, .. } = self.0.clone();
+            x.apply_op1(gpu::GroupNorm { weight, bias, groups, eps, silu })
+        })?;
+        Ok(map.with(y))
     }
 }
 
@@ -168,14 +208,14 @@ pub(super) struct LayerNorm(cpu::LayerNorm);
 impl LayerNorm {
     pub(super) fn load(names: &Names, channels: usize, eps: f64) -> Result<Self> {
         let (weight, bias) = (names.get("weight", channels)?, names.get("bias", channels)?);
-        Ok(LayerNorm(cpu::LayerNorm { weight, bias, eps, isa: names.isa() }))
+        Ok(LayerNorm(cpu::LayerNorm { weight, bias, eps, isa: names.target().isa() }))
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match on_cpu(x) {
-            true => Ok(x.apply_op1(self.0.clone())?),
-            false => portable::layer_norm(x, &self.0),
-        }
+        Ok(on_device!(x, x.apply_op1(self.0.clone()), |gpu| {
+            let cpu::LayerNorm { weight, bias, eps, .. } = self.0.clone();
+            x.apply_op1(gpu::LayerNorm { weight, bias, eps })
+        })?)
     }
 }
 
@@ -186,14 +226,14 @@ pub(super) struct Attention(cpu::Attention);
 impl Attention {
     /// As precise as the layer that gives it the queries.
     pub(super) fn new(names: &Names, heads: usize, causal: bool, queries: &Linear) -> Self {
-        Attention(cpu::Attention { heads, causal, precision: queries.precision(), isa: names.isa() })
+        Attention(cpu::Attention { heads, causal, precision: queries.precision(), isa: names.target().isa() })
     }
 
     pub(super) fn forward(&self, q: &Tensor, kv: &Tensor) -> Result<Tensor> {
-        match on_cpu(q) {
-            true => Ok(q.apply_op2(kv, self.0)?),
-            false => portable::attention(q, kv, self.0),
-        }
+        Ok(on_device!(q, q.apply_op2(kv, self.0), |gpu| {
+            let cpu::Attention { heads, causal, .. } = self.0;
+            q.apply_op2(kv, gpu::Attention { heads, causal })
+        })?)
     }
 }
 
@@ -203,21 +243,18 @@ pub(super) struct Geglu(cpu::Geglu);
 
 impl Geglu {
     pub(super) fn new(names: &Names) -> Self {
-        Geglu(cpu::Geglu { isa: names.isa() })
+        Geglu(cpu::Geglu { isa: names.target().isa() })
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match on_cpu(x) {
-            true => Ok(x.apply_op1(self.0)?),
-            false => portable::geglu(x),
-        }
+        Ok(on_device!(x, x.apply_op1(self.0), |gpu| x.apply_op1(gpu::Geglu))?)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     /// `[1, 2 * 3, channels]`: 0, 1, 2, ..., so that sums are exact.
     fn map(channels: usize) -> (Var, FeatureMap) {

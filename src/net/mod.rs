@@ -6,7 +6,9 @@ mod attention;
 mod blocks;
 mod checkpoint;
 pub mod controlnet;
+mod frozen;
 mod layers;
+#[cfg(test)]
 mod portable;
 mod resnet;
 pub mod text;

@@ -1,5 +1,4 @@
-//! The layers in stock candle ops: for devices without kernels of our own, and the oracle that the kernels are tested
-//! against, forward and backward.
+//! The layers in stock candle ops: the oracle that the processor's kernels are tested against, forward and backward.
 
 use crate::Result;
 use candle_core::backend::BackendStorage;

@@ -6,7 +6,7 @@ use crate::bundle::config::TextConfig;
 use crate::bundle::manifest::hexadecimal;
 use crate::bundle::weights::Names;
 use crate::prompt::{Conditioning, Tokens};
-use crate::{Error, Result};
+use crate::{Error, Result, Target};
 use candle_core::{Device, Tensor};
 use pleinair_cpu::Weight;
 use sha2::{Digest, Sha256};
@@ -20,6 +20,7 @@ pub struct TextEncoder {
     position_embedding: Tensor,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
+    target: Target,
 }
 
 impl TextEncoder {
@@ -36,11 +37,15 @@ impl TextEncoder {
         let (width, embeddings) = (config.hidden_size, names.pp("embeddings"));
         let encoder = TextEncoder {
             token_embedding: embeddings.pp("token_embedding").table(config.vocab_size, width)?,
-            position_embedding: embeddings.get("position_embedding.weight", (config.max_position_embeddings, width))?,
+            // added to words where those are, in main memory
+            position_embedding: embeddings
+                .get("position_embedding.weight", (config.max_position_embeddings, width))?
+                .to_device(&Device::Cpu)?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::load(&names.pp("encoder.layers").pp(i), config))
                 .collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::load(&names.pp("final_layer_norm"), width, config.layer_norm_eps)?,
+            target: names.target(),
         };
         weights.finish()?;
         Ok(encoder)
@@ -100,12 +105,12 @@ impl TextEncoder {
         Ok((Tensor::cat(&pieces, 0)? + positions)?.unsqueeze(0)?)
     }
 
-    /// States `[B, 77, D]` of embedded prompts `[B, 77, D]`.
+    /// States `[B, 77, D]` on the target of embedded prompts `[B, 77, D]`.
     ///
     /// # Errors
     /// If the width differs.
     pub fn forward(&self, embedded: &Tensor) -> Result<Conditioning> {
-        let mut x = embedded.contiguous()?;
+        let mut x = self.target.take_in(&embedded.contiguous()?)?;
         for layer in &self.layers {
             x = layer.forward(&x)?;
         }

@@ -3,9 +3,9 @@
 use super::blocks::{DownPath, KvReader, TextKv, UpPath};
 use super::controlnet::Residuals;
 use super::layers::{Conv3x3, GroupNorm};
-use crate::Result;
 use crate::bundle::Bundle;
 use crate::prompt::Conditioning;
+use crate::{Result, Target};
 use candle_core::Tensor;
 
 /// Predicts the noise (or velocity) in a latent.
@@ -15,6 +15,7 @@ pub struct Unet {
     up: UpPath,
     conv_norm_out: GroupNorm,
     conv_out: Conv3x3,
+    target: Target,
 }
 
 impl Unet {
@@ -37,6 +38,7 @@ impl Unet {
                 true,
             )?,
             conv_out: Conv3x3::load(&names.pp("conv_out"), finest, config.out_channels, 1)?,
+            target: names.target(),
         };
         weights.finish()?;
         Ok(unet)
@@ -64,9 +66,32 @@ impl Unet {
         text: &TextKv,
         control: Option<&Residuals>,
     ) -> Result<Tensor> {
+        let y = self.predict(&self.target.take_in(latent)?, &self.waves(timesteps)?, text, control)?;
+        self.target.hand_out(&y)
+    }
+
+    /// What the network sees of timesteps, `[B, C]` on its target: numbers to record an evaluation with.
+    ///
+    /// # Errors
+    /// If the target is out of memory.
+    pub fn waves(&self, timesteps: &[f64]) -> Result<Tensor> {
+        self.down.waves(timesteps)
+    }
+
+    /// As [`Unet::forward`], with everything on the target already, and the result left there.
+    ///
+    /// # Errors
+    /// If sizes do not fit.
+    pub fn predict(
+        &self,
+        latent: &Tensor,
+        waves: &Tensor,
+        text: &TextKv,
+        control: Option<&Residuals>,
+    ) -> Result<Tensor> {
         // 1. down, keeping every level's result; 2. the ControlNet's word; 3. up again; 4. back to a latent
         let mut text = KvReader::new(text);
-        let mut descent = self.down.forward(latent, timesteps, None, &mut text)?;
+        let mut descent = self.down.forward(latent, waves, None, &mut text)?;
         if let Some(control) = control {
             for (skip, residual) in descent.skips.iter_mut().zip(&control.down) {
                 *skip = skip.add(residual)?;

@@ -5,7 +5,7 @@
 use super::layers::{Attention, Conv3x3, FeatureMap, GroupNorm, Linear};
 use crate::bundle::VaeWeights;
 use crate::bundle::weights::{Names, Weights};
-use crate::{Error, Result};
+use crate::{Error, Result, Target};
 use candle_core::Tensor;
 
 /// Added to the variance in each GroupNorm of a VAE (the UNet's is another).
@@ -25,6 +25,7 @@ pub struct VaeEncoder {
     conv_norm_out: GroupNorm,
     conv_out: Conv3x3,
     quant_conv: Option<Linear>,
+    target: Target,
 }
 
 /// Latents to pictures.
@@ -36,6 +37,7 @@ pub struct VaeDecoder {
     up_blocks: Vec<Level>,
     conv_norm_out: GroupNorm,
     conv_out: Conv3x3,
+    target: Target,
 }
 
 /// The ResNets of one resolution, and the convolution that leads to the next.
@@ -106,6 +108,7 @@ impl VaeEncoder {
             conv_norm_out: loader.norm(&names.pp("conv_norm_out"), channels, true)?,
             conv_out: Conv3x3::load(&names.pp("conv_out"), channels, moments, 1)?,
             quant_conv: loader.pointwise(&root, "quant_conv", moments)?,
+            target: root.target(),
         };
         tensors.finish()?;
         Ok(encoder)
@@ -118,7 +121,7 @@ impl VaeEncoder {
     /// If the pixels are of another shape.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         // 1. way down
-        let mut map = self.conv_in.forward(&FeatureMap::from_planar(&pixels.detach())?)?;
+        let mut map = self.conv_in.forward(&FeatureMap::from_planar(&self.target.take_in(&pixels.detach())?)?)?;
         for level in &self.down_blocks {
             for resnet in &level.resnets {
                 map = resnet.forward(map)?;
@@ -134,7 +137,7 @@ impl VaeEncoder {
         if let Some(conv) = &self.quant_conv {
             map = map.with(conv.forward(&map.x)?);
         }
-        map.to_planar()
+        self.target.hand_out(&map.to_planar()?)
     }
 }
 
@@ -168,6 +171,7 @@ impl VaeDecoder {
             up_blocks,
             conv_norm_out: loader.norm(&names.pp("conv_norm_out"), channels, true)?,
             conv_out: Conv3x3::load(&names.pp("conv_out"), channels, 3, 1)?,
+            target: root.target(),
         };
         tensors.finish()?;
         Ok(decoder)
@@ -179,7 +183,7 @@ impl VaeDecoder {
     /// If the latent is of another shape.
     pub fn forward(&self, latent: &Tensor) -> Result<Tensor> {
         // 1. middle
-        let mut map = FeatureMap::from_planar(&latent.detach())?;
+        let mut map = FeatureMap::from_planar(&self.target.take_in(&latent.detach())?)?;
         if let Some(conv) = &self.post_quant_conv {
             map = map.with(conv.forward(&map.x)?);
         }
@@ -194,7 +198,7 @@ impl VaeDecoder {
             }
         }
         // 3. picture
-        convolved(&self.conv_norm_out, &self.conv_out, map)?.to_planar()
+        self.target.hand_out(&convolved(&self.conv_norm_out, &self.conv_out, map)?.to_planar()?)
     }
 }
 

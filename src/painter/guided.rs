@@ -92,10 +92,10 @@ impl<'a> Guided<'a> {
         let vectors: Vec<_> = self.styles.iter().zip(stages).map(vector).collect::<candle_core::Result<_>>()?;
         let states = self.painter.text.forward(&self.painter.text.embed(tokens, &vectors)?)?;
         let control = match (&self.control, &self.painter.controlnet) {
-            (Some(_), Some(net)) => Some(net.text_kv(&states)?),
+            (Some(_), Some(net)) => Some(net.get()?.text_kv(&states)?),
             _ => None,
         };
-        let text = Rc::new(Text { unet: self.painter.unet.text_kv(&states)?, control });
+        let text = Rc::new(Text { unet: self.painter.unet()?.text_kv(&states)?, control });
         self.texts.insert(key, text.clone());
         Ok(text)
     }
@@ -108,11 +108,11 @@ impl Denoiser for Guided<'_> {
         let (stacked, timesteps) = (Tensor::cat(&vec![x; n], 0)?, vec![t; n]);
         let control = match (&self.control, &self.painter.controlnet, &text.control) {
             (Some(control), Some(net), Some(text)) => {
-                Some(net.forward(&stacked, &timesteps, text, &control.hint, control.scale)?)
+                Some(net.get()?.forward(&stacked, &timesteps, text, &control.hint, control.scale)?)
             }
             _ => None,
         };
-        let outputs = self.painter.unet.forward(&stacked, &timesteps, &text.unet, control.as_ref())?;
+        let outputs = self.painter.unet()?.forward(&stacked, &timesteps, &text.unet, control.as_ref())?;
         let guided = self.guidance.combine(&outputs)?;
         let schedule = &self.painter.schedule;
         schedule.denoised_from_prediction(schedule.config().prediction_type, x, &guided, t)

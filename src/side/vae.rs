@@ -2,6 +2,7 @@
 //! in this program's own layers; every other (an `AutoencoderTiny`, ONNX from elsewhere) in tract.
 
 use super::onnx::OnnxModel;
+use crate::bundle::part::Part;
 use crate::bundle::{Bundle, VaeFiles, VaeHalf, VaeWeights};
 use crate::camera::Frame;
 use crate::net::{Latent, VaeDecoder, VaeEncoder};
@@ -23,24 +24,8 @@ pub struct Vae {
 
 /// The way in or the way out: in this program's own layers where the weights are known by name, else in tract.
 enum Half<N> {
-    Net(Loaded<N>),
+    Net(Part<N>),
     Onnx(Box<OnnxModel>),
-}
-
-/// A network that is loaded again when it is needed after its memory was given back.
-struct Loaded<N> {
-    load: Box<dyn Fn() -> Result<N> + Send + Sync>,
-    network: Mutex<Option<Arc<N>>>,
-}
-
-impl<N> Loaded<N> {
-    fn network(&self) -> Result<Arc<N>> {
-        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*network {
-            Some(network) => Ok(network.clone()),
-            None => Ok(network.insert(Arc::new((self.load)()?)).clone()),
-        }
-    }
 }
 
 impl<N: 'static> Half<N> {
@@ -55,21 +40,23 @@ impl<N: 'static> Half<N> {
         let Some(weights) = bundle.vae_weights(half)? else {
             return Ok(Half::Onnx(OnnxModel::open(&file(bundle.vae_files()?))?.into()));
         };
-        let network = move |bundle: &Bundle, weights| {
-            load(weights, bundle.vae.block_out_channels.len(), bundle.vae.latent_channels)
-        };
-        let first = network(bundle, weights)?;
+        let first = Mutex::new(Some(weights)); // they were looked for already
         let bundle = bundle.clone();
-        let again = move || match bundle.vae_weights(half)? {
-            Some(weights) => network(&bundle, weights),
-            None => Err(Error::file(bundle.folder(), "the VAE's weights were taken away while the program ran")),
+        let network = move || {
+            let found = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let weights = match found {
+                Some(weights) => Some(weights),
+                None => bundle.vae_weights(half)?,
+            };
+            let gone = || Error::file(bundle.folder(), "the VAE's weights were taken away while the program ran");
+            load(weights.ok_or_else(gone)?, bundle.vae.block_out_channels.len(), bundle.vae.latent_channels)
         };
-        Ok(Half::Net(Loaded { load: Box::new(again), network: Mutex::new(Some(Arc::new(first))) }))
+        Ok(Half::Net(Part::open(network)?))
     }
 
     fn release(&self) {
-        if let Half::Net(loaded) = self {
-            *loaded.network.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Half::Net(part) = self {
+            part.release();
         }
     }
 }
@@ -159,7 +146,7 @@ impl Vae {
     /// If the encoder does not answer with moments.
     pub fn encode_planar(&self, pixels: &Tensor) -> Result<Posterior> {
         let moments = match &self.encoder {
-            Half::Net(encoder) => encoder.network()?.forward(pixels)?,
+            Half::Net(encoder) => encoder.get()?.forward(pixels)?,
             Half::Onnx(model) => model.moments(pixels, 2 * self.latent_channels)?,
         };
         Ok(Posterior {
@@ -176,7 +163,7 @@ impl Vae {
     pub fn decode(&self, latent: &Latent) -> Result<Tensor> {
         let latent = (&latent.0 / self.scaling_factor as f64)?;
         match &self.decoder {
-            Half::Net(decoder) => decoder.network()?.forward(&latent),
+            Half::Net(decoder) => decoder.get()?.forward(&latent),
             Half::Onnx(model) => model.run(&latent),
         }
     }

@@ -42,7 +42,7 @@ impl Studies {
             Ok([painter.vae().encode(&frame)?, painter.vae().encode(&frame.flip_horizontal())?])
         };
         let posteriors = studies.iter().map(both).collect::<Result<_>>()?;
-        painter.vae().release();
+        painter.release_vae();
         Ok(Studies { posteriors })
     }
 

@@ -49,14 +49,14 @@ pub fn losses(painter: &Painter, prompts: &Prompts, batch: &Batch, vectors: &[Te
     let embedded: Vec<_> = distinct.iter().map(embed).collect::<Result<_>>()?;
     let states = painter.text_encoder().forward(&Tensor::cat(&embedded, 0)?)?;
     let row = |pair| distinct.binary_search(pair).expect("distinct holds every pair, in order") as u32;
-    let text = painter.unet().text_kv(&states)?.rows(&pairs.iter().map(row).collect::<Vec<_>>())?;
+    let text = painter.unet()?.text_kv(&states)?.rows(&pairs.iter().map(row).collect::<Vec<_>>())?;
     // not needed again before the very end of the backward
     painter.bundle().release("text_encoder");
 
     let (schedule, t) = (painter.schedule(), &batch.timesteps);
     let noised = schedule.add_noise(&batch.latents, &batch.noise, t)?;
     let target = schedule.training_target(&batch.latents, &batch.noise, t)?;
-    let output = painter.unet().forward(&noised, t, &text, None)?;
+    let output = painter.unet()?.forward(&noised, t, &text, None)?;
     Ok((output - target)?.sqr()?.flatten_from(1)?.mean(1)?)
 }
 

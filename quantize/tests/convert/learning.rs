@@ -180,7 +180,8 @@ fn gradients_through_int8_point_the_same_way() {
         println!("{name}: losses {losses:?} and {own_losses:?}");
         let independent = 3.0 * int8_layers(bundle.bundle().folder()) as f64 * LAYER_ERROR.powi(2);
         for (isa_name, isa) in isa::found().into_iter().filter_map(|(name, isa)| Some((name, isa?))) {
-            let painter = Painter::new(Bundle::open(bundle.bundle().folder()).unwrap().with_kernels(isa)).unwrap();
+            let painter =
+                Painter::new(Bundle::open(bundle.bundle().folder()).unwrap().on(pleinair::Target::cpu(isa))).unwrap();
             let angle = angle(&want, &gradient(&painter, &prompts, &batch, &vectors).unwrap().1);
             println!("{name} on {isa_name}: 1 - cos of the gradients {angle:.2e}");
             let allowed =

@@ -149,7 +149,7 @@ fn every_target_has_the_same_numbers_and_paints_the_same() {
     let kernels = isa::found().into_iter().filter_map(|(name, isa)| Some((name, isa?)));
     let panels: Vec<_> = kernels
         .map(|(name, isa)| {
-            (name, painted(&Painter::new(Bundle::open(&bundles[0]).unwrap().with_kernels(isa)).unwrap()))
+            (name, painted(&Painter::new(Bundle::open(&bundles[0]).unwrap().on(pleinair::Target::cpu(isa))).unwrap()))
         })
         .collect();
     // norms are f32 and attention is f32 or bf16, and they round otherwise on every instruction set; an int8 activation that

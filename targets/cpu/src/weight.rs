@@ -226,7 +226,8 @@ pub fn channels_last(kernel: &[f32], inputs: usize) -> Vec<f32> {
 }
 
 impl Int8 {
-    fn rows(&self, outputs: usize, inputs: usize) -> Cow<'_, [i8]> {
+    /// The values as `[outputs, inputs]`, which must be the weight's own.
+    pub fn rows(&self, outputs: usize, inputs: usize) -> Cow<'_, [i8]> {
         match self.packing {
             Packing::Rows => Cow::Borrowed(&self.values),
             Packing::Panels => Cow::Owned(pack::unpack(&self.values, outputs, inputs)),

@@ -19,6 +19,7 @@ pub mod style;
 pub mod train;
 pub mod canvas;
 pub mod error;
+pub mod profile;
 pub mod target;
 
 pub use error::{Error, Result};

@@ -4,7 +4,6 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use pleinair_cpu::isa::{self, Isa};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// A kind of device, as a person names it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,12 +51,8 @@ impl Target {
     ///
     /// # Errors
     /// [`Error::Usage`] if a GPU is asked for by name and cannot be used.
-    pub fn open(kind: Kind, numbers: Numbers, isa: Isa) -> Result<(Self, Option<String>)> {
-        let numbers = match numbers {
-            Numbers::F16 => DType::F16,
-            Numbers::F32 => DType::F32,
-        };
-        let gpu = |device| Target { device, numbers, isa, memory_bytes: None };
+    pub fn open(kind: Kind, isa: Isa) -> Result<(Self, Option<String>)> {
+        let gpu = |device| Target { device, numbers: DType::F16, isa, memory_bytes: None };
         let unusable = |why: String| Error::Usage(format!("{why}; use --device cpu or leave it out"));
         match kind {
             Kind::Cpu => Ok((Self::cpu(isa), None)),
@@ -71,6 +66,15 @@ impl Target {
                 }),
             },
         }
+    }
+
+    /// The same with other numbers, if it is a GPU.
+    pub fn with_numbers(self, numbers: Numbers) -> Self {
+        let numbers = match numbers {
+            Numbers::F16 if !self.is_cpu() => DType::F16,
+            _ => DType::F32,
+        };
+        Target { numbers, ..self }
     }
 
     /// The same with at most so many bytes for weights and feature maps; without a number, all there is.
@@ -103,6 +107,15 @@ impl Target {
         self.device.is_cpu()
     }
 
+    /// Which GPU it is, if it is one.
+    pub fn gpu(&self) -> Option<Kind> {
+        match self.device {
+            Device::Cpu => None,
+            Device::Cuda(_) => Some(Kind::Cuda),
+            Device::Metal(_) => Some(Kind::Metal),
+        }
+    }
+
     /// `cpu`, `cuda` or `metal`.
     pub fn name(&self) -> &'static str {
         match self.device {
@@ -132,15 +145,6 @@ impl Target {
 impl Default for Target {
     fn default() -> Self {
         Self::cpu(isa::best())
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.is_cpu() {
-            true => write!(f, "cpu ({})", self.isa),
-            false => write!(f, "{} ({})", self.name(), self.numbers.as_str()),
-        }
     }
 }
 

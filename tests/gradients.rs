@@ -10,12 +10,11 @@ use pleinair::prompt::Template;
 use pleinair::sampler::TorchRng;
 use pleinair::style::stage_of;
 use pleinair::train::{Batch, Files, Lesson, Prompts, Study, gradient, learn, losses};
-use reference::model_folder;
 
 const STAGES: usize = 6;
 
 fn painter() -> Painter {
-    Painter::open(&model_folder("tiny-sd15")).unwrap()
+    reference::painter("tiny-sd15")
 }
 
 fn study(context: &str) -> Study {

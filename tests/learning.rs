@@ -4,10 +4,9 @@
 mod reference;
 
 use pleinair::camera::Frame;
-use pleinair::painter::Painter;
 use pleinair::prompt::Template;
 use pleinair::train::{AdamW, Batch, Lesson, Prompts, Study, gradient};
-use reference::{MODELS, Reference, model_folder};
+use reference::{MODELS, Reference, painter};
 
 fn lesson(context: &str) -> Lesson {
     let frame = Frame::new(8, 8, vec![128; 192]).unwrap();
@@ -55,7 +54,7 @@ fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 fn loss_and_gradients_equal_pytorch() {
     for model in MODELS {
         let reference = Reference::open(&format!("{model}-learning"));
-        let painter = Painter::open(&model_folder(model)).unwrap();
+        let painter = painter(model);
         let context = reference.recipe["template"].as_str().unwrap();
         let prompts = Prompts::new(&painter, &lesson(context)).unwrap();
         let (losses, grads) = gradient(&painter, &prompts, &batch(&reference), &rows(&reference, "vectors")).unwrap();
@@ -82,7 +81,7 @@ fn loss_and_gradients_equal_pytorch() {
 fn three_optimiser_steps_equal_pytorch() {
     for model in MODELS {
         let reference = Reference::open(&format!("{model}-learning"));
-        let painter = Painter::open(&model_folder(model)).unwrap();
+        let painter = painter(model);
         let context = reference.recipe["template"].as_str().unwrap();
         let prompts = Prompts::new(&painter, &lesson(context)).unwrap();
         let mut vectors = rows(&reference, "vectors");

@@ -8,7 +8,7 @@ use pleinair::camera::Frame;
 use pleinair::net::{ControlNet, Latent, TextEncoder, Unet};
 use pleinair::prompt::{Conditioning, Template, Tokenizer, Tokens};
 use pleinair::side::vae::Vae;
-use reference::{MODELS, Reference, assert_close, model_folder};
+use reference::{MODELS, Reference, assert_close, bundle, root};
 use std::sync::Arc;
 
 /// Two correct f32 evaluations differ by their rounding. The fixture carries the reference's own distance from a
@@ -16,7 +16,7 @@ use std::sync::Arc;
 const ROUNDING: f32 = 8.0;
 
 fn open(model: &str) -> (Arc<Bundle>, Reference) {
-    (Arc::new(Bundle::open(&model_folder(model)).unwrap()), Reference::open(&format!("{model}-networks")))
+    (Arc::new(bundle(model)), Reference::open(&format!("{model}-networks")))
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn token_ids_equal_transformers() {
     for model in MODELS {
         let (bundle, _) = open(model);
         let tokenizer = Tokenizer::open(bundle.tokenizer()).unwrap();
-        let path = format!("{}/tests/fixtures/{model}-tokens.json", env!("CARGO_MANIFEST_DIR"));
+        let path = root().join(format!("tests/fixtures/{model}-tokens.json"));
         let prompts: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let prompts = prompts.as_array().unwrap();
         assert!(prompts.len() >= 17);

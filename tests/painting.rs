@@ -10,7 +10,7 @@ use pleinair::painter::{Inversion, Order, Painter, StyleChoice};
 use pleinair::prompt::Template;
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::style::Style;
-use reference::{MODELS, Reference, max_difference, model_folder};
+use reference::{MODELS, Reference, max_difference, painter};
 
 /// Pictures from the same seed agree at least this well, in dB.
 const PSNR: f64 = 50.0;
@@ -79,7 +79,7 @@ fn sensitivity(reference: &Reference, name: &str) -> impl Fn(usize) -> f32 {
 fn text_to_image_equals_diffusers_at_every_step() {
     for model in MODELS {
         let reference = Reference::open(&format!("{model}-paint"));
-        let painter = Painter::open(&model_folder(model)).unwrap();
+        let painter = painter(model);
         for sampler in [Sampler::DpmSolverPp2M, Sampler::UniPc, Sampler::Ddim, Sampler::Euler] {
             let name = format!("text2image.{sampler}.latents");
             let latents = reference.tensor(&name);
@@ -124,7 +124,7 @@ fn transfer_order(reference: &Reference, painter: &Painter) -> Order {
 fn style_transfer_equals_diffusers_at_every_step() {
     for model in MODELS {
         let reference = Reference::open(&format!("{model}-paint"));
-        let painter = Painter::open(&model_folder(model)).unwrap();
+        let painter = painter(model);
         let order = transfer_order(&reference, &painter);
         let latents = reference.tensor("transfer.latents");
         let canvas = paint(&painter, &order, &latents, |_| 1.0, sensitivity(&reference, "transfer.latents"));
@@ -138,7 +138,7 @@ fn style_transfer_equals_diffusers_at_every_step() {
 #[test]
 fn ddim_inversion_finds_the_way_back_and_noise_does_not() {
     let reference = Reference::open("atelier-paint");
-    let painter = Painter::open(&model_folder("atelier")).unwrap();
+    let painter = painter("atelier");
     let content = transfer_order(&reference, &painter).content.unwrap();
     let there_and_back = |inversion| {
         let order = Order {

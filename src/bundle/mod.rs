@@ -344,6 +344,12 @@ impl Bundle {
         nearest_multiples(width, height, self.size_step())
     }
 
+    /// The size of a picture in the shape of `width` x `height` whose longer side is about `side`.
+    pub fn within(&self, width: usize, height: usize, side: usize) -> (usize, usize) {
+        let scale = side as f64 / width.max(height) as f64;
+        self.nearest_size(width as f64 * scale, height as f64 * scale)
+    }
+
     /// The size of a picture in the shape of `width` x `height` with the area that the model was trained with.
     pub fn native_size_like(&self, width: usize, height: usize) -> (usize, usize) {
         let (side, ratio) = (self.native_size() as f64, (width as f64 / height as f64).sqrt());

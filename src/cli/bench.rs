@@ -2,7 +2,7 @@
 
 use super::doctor::binary;
 use super::paint::{Size, plain_order, size};
-use super::{model, print, print_json};
+use super::{model, place, print, print_json};
 use candle_core::Tensor;
 use clap::ValueEnum;
 use pleinair::bundle::Bundle;
@@ -84,11 +84,11 @@ struct Report {
     open_seconds: f64,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<()> {
+pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
     let folder = arguments.model.folder()?;
-    let isa = model::isa()?;
+    let target = place.open()?.target;
     let began = Instant::now();
-    let bundle = Bundle::open(&folder)?.on(pleinair::Target::cpu(isa));
+    let bundle = Bundle::open(&folder)?.on(target.clone());
     let dtype = bundle.manifest.as_ref().map_or(Dtype::F32, |manifest| manifest.dtype);
     let (width, height) = arguments.pixels(&bundle)?;
     let runs = usize::from(arguments.runs.unwrap_or(arguments.what.usual_runs()));
@@ -96,12 +96,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let open_seconds = began.elapsed().as_secs_f64();
     // The first evaluation reads the weights from disk and grows the heap; a painting is long enough not to care.
     let warm_up = (arguments.what != What::Paint).then(|| subject.run()).transpose()?;
-    let measured = measure(runs, warm_up, &mut || subject.run(), &|problem| unusable(&folder, isa, problem))?;
+    let measured = measure(runs, warm_up, &mut || subject.run(), &|problem| unusable(&folder, target.isa(), problem))?;
     let report = Report {
         what: arguments.what,
         bundle: model::name(&folder),
-        device: "cpu",
-        isa: isa.name(),
+        device: target.name(),
+        isa: target.isa().name(),
         dtype,
         size: format!("{width}x{height}"),
         batch: arguments.batch,

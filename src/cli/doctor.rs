@@ -1,16 +1,16 @@
 //! `pleinair doctor`: what this machine is, and whether a model on it works.
 
 use super::paint::plain_order;
-use super::{model, print, print_json};
+use super::{model, place, print, print_json};
 use pleinair::bundle::Bundle;
-use pleinair::bundle::manifest::{Dtype, FileEntry, Manifest, Target};
+use pleinair::bundle::manifest::{self, Dtype, FileEntry, Manifest};
 use pleinair::bundle::weights::Weights;
 use pleinair::net::{ControlNet, TextEncoder, Unet};
 use pleinair::painter::Painter;
+use pleinair::profile::Profile;
 use pleinair::prompt::{Template, Tokenizer};
 use pleinair::side::vae::Vae;
-use pleinair::{Error, Result};
-use pleinair_cpu::Isa;
+use pleinair::{Error, Result, Target};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,15 @@ pub(super) struct Arguments {
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
-    device: &'static str,
+    /// Where the networks run.
+    device: Option<&'static str>,
+    /// The numbers of their feature maps.
+    numbers: Option<&'static str>,
+    /// Why they do not run on a GPU, where this build could use one.
+    gpu: Option<String>,
+    profile: Option<Profile>,
+    /// What the machine calls itself.
+    machine: String,
     architecture: &'static str,
     instruction_sets: Vec<&'static str>,
     /// What int8 layers run on.
@@ -72,7 +80,7 @@ struct File {
 #[derive(Debug, Serialize)]
 struct Packing {
     dtype: Dtype,
-    target: Target,
+    target: manifest::Target,
     /// Layers that are stored more finely than `dtype`.
     finer_layers: usize,
     source: Option<String>,
@@ -101,11 +109,15 @@ struct SelfTest {
     seconds: f64,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<()> {
+pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
     let memory = |key| std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| proc_bytes(&text, key));
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
-        device: "cpu",
+        device: None,
+        numbers: None,
+        gpu: None,
+        profile: None,
+        machine: String::new(),
         architecture: std::env::consts::ARCH,
         instruction_sets: instruction_sets(),
         isa: None,
@@ -115,10 +127,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         model: None,
         problems: vec![],
     };
-    report.isa = note(model::isa(), &mut report.problems).map(Isa::name);
+    let place = note(place.open(), &mut report.problems);
+    if let Some(place) = &place {
+        report.isa = Some(place.target.isa().name());
+        report.device = Some(place.target.name());
+        report.numbers = Some(place.target.numbers().as_str());
+        (report.gpu, report.machine) = (place.note.clone(), place.machine.says.clone());
+        report.profile = place.profile.clone();
+    }
+    let target = place.map(|place| place.target).unwrap_or_default();
     let folder = arguments.model.folder();
     match &folder {
-        Ok(folder) => examine(folder, &mut report),
+        Ok(folder) => examine(folder, &target, &mut report),
         Err(none) => report.problems.push(none.to_string()),
     }
     if arguments.json { print_json(&report) } else { print(&report.text()) }?;
@@ -130,9 +150,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Opens and tries everything; what fails is noted and the rest still tried.
-fn examine(folder: &Path, report: &mut Report) {
+fn examine(folder: &Path, target: &Target, report: &mut Report) {
     let problems = &mut report.problems;
-    let Some(bundle) = note(Bundle::open(folder), problems).map(Arc::new) else { return };
+    let Some(bundle) = note(Bundle::open(folder), problems).map(|bundle| Arc::new(bundle.on(target.clone()))) else {
+        return;
+    };
     let mut parts = vec![];
     for name in ["text_encoder", "unet", "controlnet"] {
         if name != "controlnet" || bundle.controlnet.is_some() {
@@ -143,7 +165,7 @@ fn examine(folder: &Path, report: &mut Report) {
     }
     let files = note(checksums(folder), problems).unwrap_or_default();
     let self_test = if problems.is_empty() {
-        match model::open(folder) {
+        match model::open(folder, target) {
             Ok(painter) => note(self_test(&painter), problems),
             Err(first) => {
                 open_each(&bundle, problems);
@@ -254,10 +276,23 @@ impl Report {
         let mut line = |name: &str, value: String| {
             let _ = writeln!(text, "{name:13} {value}");
         };
-        line("device", format!("{} (the only one in this build)", self.device));
+        if let (Some(device), Some(numbers)) = (self.device, self.numbers) {
+            line("device", format!("{device}, feature maps in {numbers}"));
+        }
+        if let Some(why) = &self.gpu {
+            line("no GPU", why.clone());
+        }
+        line("machine", self.machine.clone());
+        line(
+            "profile",
+            match &self.profile {
+                Some(profile) => format!("{}: {}", profile.name, profile.about),
+                None => "none for this machine; --profile names one".to_owned(),
+            },
+        );
         line("processor", format!("{} with {}", self.architecture, self.instruction_sets.join(", ")));
         if let Some(isa) = self.isa {
-            line("kernels", format!("{isa} for int8 layers (PLEINAIR_ISA chooses another)"));
+            line("kernels", format!("{isa} (PLEINAIR_ISA chooses another)"));
         }
         line("cores", self.cores.to_string());
         if let Some(memory) = self.memory_bytes {

@@ -3,7 +3,7 @@
 use super::interrupt::Interrupt;
 use super::paint::{beside, metadata, plain_order};
 use super::progress::{Event, Progress};
-use super::{model, style};
+use super::{model, place, style};
 use pleinair::bundle::write::check_writable;
 use pleinair::camera::Frame;
 use pleinair::canvas::{Canvas, contact_sheet};
@@ -63,14 +63,19 @@ pub(super) struct Arguments {
     out: PathBuf,
 }
 
-pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(
+    arguments: &Arguments,
+    place: &place::Choice,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let out = &arguments.out;
     let lesson = arguments.lesson()?;
     let files = Files { checkpoint: beside(out, ".checkpoint.safetensors"), log: beside(out, ".loss.csv") };
     check_writable(&files.checkpoint)?;
     check_writable(&files.log)?;
     let folder = arguments.model.folder()?;
-    let painter = model::open(&folder)?;
+    let painter = model::open(&folder, &place.announce(progress)?.target)?;
     interrupt.check()?;
 
     let style = [PromptStyle::Learned(lesson.token.clone())];

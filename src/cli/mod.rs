@@ -7,12 +7,13 @@ mod learn;
 mod mix;
 mod model;
 mod paint;
+mod place;
 mod progress;
 mod sheet;
 mod style;
 mod styles;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use interrupt::Interrupt;
 use pleinair::{Error, Result};
 use progress::{Mode, Progress};
@@ -28,9 +29,8 @@ struct Arguments {
     /// How progress is told
     #[arg(long, global = true, value_enum, default_value_t, help_heading = "Options of every command")]
     progress: Mode,
-    /// Where the networks run
-    #[arg(long, global = true, value_enum, default_value_t, help_heading = "Options of every command")]
-    device: Device,
+    #[command(flatten)]
+    place: place::Choice,
 }
 
 #[derive(Debug, Subcommand)]
@@ -51,39 +51,17 @@ enum Command {
     Sheet(sheet::Arguments),
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, ValueEnum)]
-enum Device {
-    /// The best there is in this build: cpu
-    #[default]
-    Auto,
-    Cpu,
-    Cuda,
-    Metal,
-}
-
-impl Device {
-    fn check(self) -> Result<()> {
-        let name = match self {
-            Device::Auto | Device::Cpu => return Ok(()),
-            Device::Cuda => "CUDA",
-            Device::Metal => "Metal",
-        };
-        Err(Error::Usage(format!("this build of pleinair has no {name}; use --device cpu or leave it out")))
-    }
-}
-
 /// Does what the command line says.
 pub(super) fn run() -> Result<()> {
-    let Arguments { command, progress, device } = Arguments::parse();
-    device.check()?;
+    let Arguments { command, progress, place } = Arguments::parse();
     let progress = Progress::new(progress);
     match command {
-        Command::Paint(arguments) => paint::run(&arguments, &progress, &Interrupt::listen()?),
-        Command::Learn(arguments) => learn::run(&arguments, &progress, &Interrupt::listen()?),
+        Command::Paint(arguments) => paint::run(&arguments, &place, &progress, &Interrupt::listen()?),
+        Command::Learn(arguments) => learn::run(&arguments, &place, &progress, &Interrupt::listen()?),
         Command::Mix(arguments) => mix::run(&arguments, &progress),
         Command::Styles(arguments) => styles::run(&arguments),
-        Command::Doctor(arguments) => doctor::run(&arguments),
-        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments, &place),
+        Command::Bench(arguments) => bench::run(&arguments, &place),
         Command::Sheet(arguments) => sheet::run(&arguments, &progress),
     }
 }

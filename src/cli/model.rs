@@ -62,12 +62,12 @@ pub(super) fn isa() -> Result<Isa> {
     isa::choose(forced.as_deref()).map_err(|error| Error::Usage(error.to_string()))
 }
 
-/// Opens a model, to be run on the instruction set that the environment asks for.
+/// Opens a model, to be run on this target.
 ///
 /// # Errors
-/// As [`isa`] and [`Painter::open`].
-pub(super) fn open(folder: &Path) -> Result<Painter> {
-    Painter::new(Bundle::open(folder)?.on(Target::cpu(isa()?)))
+/// As [`Painter::open`].
+pub(super) fn open(folder: &Path, target: &Target) -> Result<Painter> {
+    Painter::new(Bundle::open(folder)?.on(target.clone()))
 }
 
 /// The folder's own name, for people and metadata: never the path to it.

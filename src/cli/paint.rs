@@ -1,6 +1,7 @@
 //! `pleinair paint`: a photograph or a prompt becomes a picture.
 
 use super::interrupt::Interrupt;
+use super::place::{self, Place};
 use super::progress::{Event, Progress};
 use super::{model, style};
 use clap::ValueEnum;
@@ -61,7 +62,7 @@ pub(super) struct Arguments {
     /// How far the photograph is carried towards noise, above 0 and up to 1
     #[arg(long, value_name = "X", default_value_t = 0.8)]
     strength: f64,
-    /// Steps of the whole schedule [default: 25, with --content 30]
+    /// Steps of the whole schedule [default: the profile's, else 25, with --content 30]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Solver [default: dpm++2m, with --content unipc]
@@ -147,17 +148,23 @@ pub(super) fn size(text: &str) -> Result<Size, String> {
     Ok(size)
 }
 
-pub(super) fn run(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) -> Result<()> {
+pub(super) fn run(
+    arguments: &Arguments,
+    place: &place::Choice,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let prompt = arguments.prompt_template()?;
     let last_seed = arguments.seed.checked_add(arguments.count - 1);
     let last_seed = last_seed.ok_or_else(|| Error::Usage("there are no seeds that high; lower --seed".into()))?;
     let out = Out::prepare(&arguments.out, arguments.count)?;
     let content = arguments.content.as_ref().map(Frame::open).transpose()?;
     let folder = arguments.model.folder()?;
-    let painter = model::open(&folder)?;
+    let place = place.announce(progress)?;
+    let painter = model::open(&folder, &place.target)?;
     interrupt.check()?;
 
-    let mut order = arguments.order(prompt, content, &painter, progress)?;
+    let mut order = arguments.order(prompt, content, &painter, &place, progress)?;
     if order.content.is_some() && order.control_scale != 0.0 {
         let bundle = painter.bundle();
         if let Some(control) = bundle.foreign_control() {
@@ -210,7 +217,14 @@ impl Arguments {
         }
     }
 
-    fn order(&self, prompt: Template, content: Option<Frame>, painter: &Painter, progress: &Progress) -> Result<Order> {
+    fn order(
+        &self,
+        prompt: Template,
+        content: Option<Frame>,
+        painter: &Painter,
+        place: &Place,
+        progress: &Progress,
+    ) -> Result<Order> {
         let mut styles = vec![];
         for given in &self.styles {
             let (choice, told) = style::choose(given, painter.bundle().folder(), painter.tokenizer())?;
@@ -226,9 +240,9 @@ impl Arguments {
             prompt,
             negative: self.negative.clone(),
             styles,
-            size: self.pixels(painter.bundle(), content.as_ref(), progress),
+            size: self.pixels(painter.bundle(), content.as_ref(), place.largest_side(), progress),
             content,
-            steps: self.steps.unwrap_or(if transfer { 30 } else { 25 }),
+            steps: self.steps.or(place.steps()).unwrap_or(if transfer { 30 } else { 25 }),
             strength: self.strength,
             sampler: self.sampler.unwrap_or(if transfer { Sampler::UniPc } else { Sampler::DpmSolverPp2M }),
             guidance: Guidance::new(self.style_strength, self.content_strength, self.guidance, form)?,
@@ -241,14 +255,20 @@ impl Arguments {
         })
     }
 
-    fn pixels(&self, bundle: &Bundle, content: Option<&Frame>, progress: &Progress) -> (usize, usize) {
+    fn pixels(
+        &self,
+        bundle: &Bundle,
+        content: Option<&Frame>,
+        largest: Option<usize>,
+        progress: &Progress,
+    ) -> (usize, usize) {
         let (w, h) = content.map_or((1, 1), |frame| (frame.width(), frame.height()));
         let (width, height) = match self.size {
-            None => return bundle.native_size_like(w, h),
-            Some(Size::Longer(side)) => {
-                let scale = side as f64 / w.max(h) as f64;
-                return bundle.nearest_size(w as f64 * scale, h as f64 * scale);
-            }
+            None => match (bundle.native_size_like(w, h), largest) {
+                ((width, height), Some(largest)) if width.max(height) > largest => return bundle.within(w, h, largest),
+                (own, _) => return own,
+            },
+            Some(Size::Longer(side)) => return bundle.within(w, h, side),
             Some(Size::Sides(width, height)) => (width, height),
         };
         let nearest = bundle.nearest_size(width as f64, height as f64);

@@ -66,6 +66,16 @@ fn feature_map(layout: &Layout) -> Result<(usize, usize, usize)> {
     layout.shape().dims3()
 }
 
+/// Has the kernels run in so many threads, or in one a core where there are fewer cores.
+///
+/// # Errors
+/// A sentence, if kernels ran already or a thread cannot be started.
+pub fn use_threads(threads: usize) -> std::result::Result<(), String> {
+    let threads = std::thread::available_parallelism().map_or(threads, |cores| threads.min(cores.get()));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global().map_err(|error| format!("{threads} threads cannot be started: {error}"))
+}
+
 /// Keeps candle's own thread pool from starting. Its workers wait for each other by spinning, which on a machine with
 /// other work burns a third of the processor; our kernels share rayon's pool, which sleeps. A value that the user set
 /// stays.

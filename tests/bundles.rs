@@ -25,7 +25,8 @@ fn tiny_bundle(change: impl FnOnce(&mut Tensors)) -> TempDir {
 }
 
 fn open(folder: &Path) -> Painter {
-    Painter::open(folder).unwrap_or_else(|e| panic!("{e}"))
+    let bundle = Bundle::open(folder).map(|bundle| bundle.on(reference::target()));
+    bundle.and_then(Painter::new).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// A painting of three steps, from a picture or from noise.

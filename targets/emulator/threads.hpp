@@ -94,11 +94,18 @@ struct Dim3 {
     size_t count() const { return size_t(x) * y * z; }
 };
 
-// Where in the source a thread waits; the function name is a literal, compared by its address.
+// Where in the source a thread waits: a literal, and the line that tells places apart.
 struct Place {
     const char* what = "";
     int line = 0;
-    bool operator==(const Place& other) const { return what == other.what && line == other.line; }
+    bool operator==(const Place& other) const { return line == other.line; }
+};
+
+// 16 bytes that a thread has asked for and not waited for; zeros where `from` is null.
+struct Copy {
+    void* to;
+    const void* from;
+    unsigned group;
 };
 
 struct Thread {
@@ -107,6 +114,8 @@ struct Thread {
     void* stack_pointer = nullptr;
     enum { UNSTARTED, READY, AT_BARRIER, AT_COLLECTIVE, ENDED } state = UNSTARTED;
     Place place;
+    std::vector<Copy> copies;
+    unsigned copy_group = 0;
     unsigned lane() const { return linear % WARP; }
 };
 
@@ -195,8 +204,7 @@ public:
     }
 
 private:
-    // initial-exec: a shared library reads it without a call
-    static inline thread_local Block* current_ __attribute__((tls_model("initial-exec"))) = nullptr;
+    static inline thread_local Block* current_ = nullptr;
 
     struct Warp {
         uint32_t alive = 0, waiting = 0, mask = 0;

@@ -1,0 +1,2 @@
+// Everything that it declares is in device.hpp.
+#pragma once

@@ -18,6 +18,8 @@ const SHARED_BYTES: usize = 48 * 1024;
 /// A file of `kernels/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Module {
+    /// `gemm.cu`: products of matrices.
+    Gemm,
     /// `ptx_test.cu`: the functions of `ptx.cuh` by themselves.
     PtxTest,
 }
@@ -26,6 +28,7 @@ impl Module {
     /// The name under which candle keeps the loaded module, and its PTX.
     fn source(self) -> (&'static str, &'static str) {
         match self {
+            Module::Gemm => ("pleinair-gemm", modules::GEMM),
             Module::PtxTest => ("pleinair-ptx-test", modules::PTX_TEST),
         }
     }

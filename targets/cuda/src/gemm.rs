@@ -163,12 +163,23 @@ macro_rules! optional {
 
 impl<T: Activation> Gemm<'_, T> {
     /// Writes C. Where it is one matrix without gaps, that may go by way of partial sums.
-    pub(crate) fn run(mut self, device: &CudaDevice, c: &mut CudaViewMut<'_, T>) -> Result<()> {
-        let (m, n) = (self.product.m as usize, self.product.n as usize);
-        if m * n * self.matrices == 0 {
+    pub(crate) fn run(self, device: &CudaDevice, c: &mut CudaViewMut<'_, T>) -> Result<()> {
+        if self.product.m as usize * self.product.n as usize * self.matrices == 0 {
             return Ok(());
         }
         let (kernel, plan) = self.choose(device)?;
+        self.run_as(&kernel, plan, device, c)
+    }
+
+    /// The same with a kernel of this T, B and order, and a plan with its tile.
+    pub(crate) fn run_as(
+        mut self,
+        kernel: &str,
+        plan: Plan,
+        device: &CudaDevice,
+        c: &mut CudaViewMut<'_, T>,
+    ) -> Result<()> {
+        let (m, n) = (self.product.m as usize, self.product.n as usize);
         self.product.steps = size(plan.steps)?;
         let grid = (n.div_ceil(plan.tile.n), m.div_ceil(plan.tile.m), self.matrices.max(plan.parts));
         if grid.1 > GRID_LIMIT || grid.2 > GRID_LIMIT {
@@ -176,11 +187,11 @@ impl<T: Activation> Gemm<'_, T> {
         }
         let grid = (size(grid.0)? as u32, grid.1 as u32, grid.2 as u32);
         match plan.parts {
-            1 => self.launch(device, &kernel, grid, Some(c), None),
+            1 => self.launch(device, kernel, grid, Some(c), None),
             parts => {
                 // SAFETY: every number is written by the launch before the reduction reads it.
                 let mut partial = unsafe { device.alloc::<f32>(parts * m * n)? };
-                self.launch(device, &kernel, grid, None, Some(&mut partial))?;
+                self.launch(device, kernel, grid, None, Some(&mut partial))?;
                 self.reduce(device, &partial, parts, c)
             }
         }

@@ -4,6 +4,8 @@
 mod conv;
 mod device;
 mod gemm;
+#[cfg(test)]
+mod gemm_test;
 mod kernels;
 mod layer;
 mod linear;

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aarch64 test-slow fuzz lint build bundles measure-convert bench-peers tools fuzz-tools references clean
+.PHONY: help demo test test-aarch64 check-cuda test-cuda build-cuda test-slow fuzz lint build bundles measure-convert bench-peers tools fuzz-tools cxx references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -35,6 +35,17 @@ test: tools ## everything that must hold
 
 test-aarch64: tools ## the CPU kernels' tests for 64-bit Arm, on an emulated CPU with NEON, dot products and i8mm
 	targets/aarch64.sh test -p pleinair-cpu --lib --tests --no-fail-fast
+
+check-cuda: cxx ## lint the CUDA target where there is neither a GPU nor CUDA
+	targets/cuda.sh clippy --all-targets -- -D warnings
+
+test-cuda: cxx ## the CUDA kernels' tests, on an emulated GPU
+	targets/cuda.sh test --no-fail-fast
+
+# compute capability: 87 is Jetson Orin, 89 an RTX 40, 90 an H100
+CAP ?= 87
+build-cuda: cxx ## the program with CUDA for one generation of GPUs, CAP=87; nvcc is fetched from PyPI
+	targets/cuda.sh build $(CAP)
 
 # tests/fuzz/run.sh has the list of readers; FUZZ=pickle runs only that one
 FUZZ ?=
@@ -84,7 +95,9 @@ tools: ## what the build itself needs: Rust and a C compiler
 		apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev; \
 		else echo "A C compiler is missing; install gcc or clang" >&2; exit 1; fi
 
-fuzz-tools: tools # libFuzzer is written in C++
+fuzz-tools: cxx # libFuzzer is written in C++
+
+cxx: tools # a C++ compiler
 	@command -v c++ >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && apt-get install -qy --no-install-recommends g++; \
 		else echo "A C++ compiler is missing; install g++ or clang++" >&2; exit 1; fi

@@ -43,7 +43,7 @@ test)
 		# checkouts may share a target folder
 		libraries=$folder/emulator-$(cksum <<<"$PWD" | cut -d ' ' -f 1)
 		make -j"$(nproc)" -s -C "$emulator" OUT="$libraries" CANDLE="$kernels/src" CUDARC="$(dirname "$kernels")"/cudarc-* >&2
-		export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+		export EMULATED=1 LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 	fi
 	cargo test -p pleinair-cuda --features cuda "$@"
 	;;

@@ -37,6 +37,10 @@ fn compile_all(out: &Path) -> Result<(), String> {
          pub(crate) const COMPILED_FOR: u32 = {};\n",
         capability.trim_end_matches('a').parse::<u32>().map_err(|_| bad_capability(&capability))?
     );
+    modules += &format!(
+        "/// The major version of the CUDA that compiled them.\npub(crate) const BUILT_WITH: i32 = {};\n",
+        cuda_version(&nvcc)?
+    );
     for source in &sources {
         let name = source.file_stem().and_then(|n| n.to_str()).ok_or("a kernel's file name is no Unicode")?;
         let ptx = out.join(format!("{name}.ptx"));
@@ -53,9 +57,7 @@ fn compile(nvcc: &Path, source: &Path, ptx: &Path, capability: &str) -> Result<(
     if let Some(compiler) = env::var_os("NVCC_CCBIN") {
         command.arg("-allow-unsupported-compiler").arg("-ccbin").arg(compiler);
     }
-    let output = command.arg("-o").arg(ptx).arg(source).output().map_err(|e| {
-        format!("{} cannot be started ({e}): install CUDA's nvcc and set CUDA_HOME to its folder", nvcc.display())
-    })?;
+    let output = command.arg("-o").arg(ptx).arg(source).output().map_err(|e| missing(nvcc, &e))?;
     if output.status.success() {
         return Ok(());
     }
@@ -63,6 +65,18 @@ fn compile(nvcc: &Path, source: &Path, ptx: &Path, capability: &str) -> Result<(
         println!("cargo::error={line}");
     }
     Err(format!("nvcc does not compile {}", source.display()))
+}
+
+/// 13 from "Cuda compilation tools, release 13.0, V13.0.88".
+fn cuda_version(nvcc: &Path) -> Result<u32, String> {
+    let output = Command::new(nvcc).arg("--version").output().map_err(|e| missing(nvcc, &e))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let major = text.split("release ").nth(1).and_then(|rest| rest.split('.').next()).and_then(|n| n.parse().ok());
+    major.ok_or_else(|| format!("{} does not say its version", nvcc.display()))
+}
+
+fn missing(nvcc: &Path, error: &std::io::Error) -> String {
+    format!("{} cannot be started ({error}): install CUDA's nvcc and set CUDA_HOME to its folder", nvcc.display())
 }
 
 /// The path of nvcc; the bare name where it is nowhere, so that the attempt to start it says what is missing.

@@ -4,8 +4,9 @@
 // while no launch of the graph owns it, memory from before the capture freed inside. Memory is new at each allocation, filled
 // with NaNs and ends at a page that may not be touched; so is freed memory.
 //
-// Environment: EMULATOR_DEVICES=0 (no GPU), EMULATOR_CAPABILITY=75 (an older GPU), EMULATOR_TRACE=1 (print every launch),
-// EMULATOR_THREADS (CPU threads), EMULATOR_ORDER (threads.hpp).
+// Environment: EMULATOR_DEVICES=0 (no GPU), EMULATOR_CAPABILITY=75 (an older GPU), EMULATOR_DRIVER=12040 (an older driver),
+// EMULATOR_PTX=0 (a driver that does not know this PTX), EMULATOR_TRACE=1 (print every launch), EMULATOR_THREADS (CPU
+// threads), EMULATOR_ORDER (threads.hpp).
 #include "driver.hpp"
 
 #include <dlfcn.h>
@@ -32,6 +33,7 @@ enum Result {
     INVALID_IMAGE = 200,
     INVALID_CONTEXT = 201,
     INVALID_PTX = 218,
+    UNSUPPORTED_PTX_VERSION = 222,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     CAPTURE_UNSUPPORTED = 900,
@@ -95,10 +97,15 @@ Stream& stream_of(void* handle) {
     return *static_cast<Stream*>(handle);
 }
 
-// Streams in a capture that forbids what may reach into it (every mode but the relaxed one).
-int strict_captures = 0;
+// Streams in a capture that forbids what may reach into it: mode 0 to every thread, mode 1 to the thread that began it.
+int global_captures = 0;
+thread_local int own_captures = 0;
+int& captures_of(int mode) {
+    static int relaxed = 0;
+    return mode == 0 ? global_captures : mode == 1 ? own_captures : relaxed;
+}
 int forbidden_in_capture(const char* what) {
-    if (!strict_captures) return SUCCESS;
+    if (!global_captures && !own_captures) return SUCCESS;
     std::fprintf(stderr, "emulated device: %s while a stream is captured\n", what);
     return CAPTURE_UNSUPPORTED;
 }
@@ -231,7 +238,7 @@ DRIVER cuInit(unsigned) {
     (void)once;
     return number_from("EMULATOR_DEVICES", 1) > 0 ? SUCCESS : NO_DEVICE;
 }
-DRIVER cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
+DRIVER cuDriverGetVersion(int* version) { return *version = number_from("EMULATOR_DRIVER", 13000), SUCCESS; }
 DRIVER cuDeviceGetCount(int* count) { return *count = number_from("EMULATOR_DEVICES", 1), SUCCESS; }
 DRIVER cuDeviceGet(int* device, int ordinal) {
     if (ordinal < 0 || ordinal >= number_from("EMULATOR_DEVICES", 1)) return INVALID_DEVICE;
@@ -389,6 +396,7 @@ DRIVER cuEventElapsedTime_v2(float* milliseconds, Event*, Event*) { return *mill
 DRIVER cuModuleLoadData(Module** out, const char* image) {
     LOCKED;
     if (int refused = forbidden_in_capture("a module is loaded")) return refused;
+    if (!number_from("EMULATOR_PTX", 1)) return UNSUPPORTED_PTX_VERSION;
     static const char mark[] = "// emulated module ";
     const char* at = std::strstr(image, mark);
     if (!at) return INVALID_PTX;
@@ -469,7 +477,7 @@ DRIVER cuStreamBeginCapture_v2(void* handle, int mode) {
     stream.capture = std::make_shared<Graph>();
     stream.mode = mode;
     stream.invalid = false;
-    if (mode != 2) strict_captures++;
+    captures_of(mode)++;
     return SUCCESS;
 }
 DRIVER cuStreamIsCapturing(void* handle, int* status) {
@@ -482,7 +490,7 @@ DRIVER cuStreamEndCapture(void* handle, std::shared_ptr<Graph>** out) {
     Stream& stream = stream_of(handle);
     *out = nullptr;
     if (!stream.capture) return INVALID_VALUE;
-    if (stream.mode != 2) strict_captures--;
+    captures_of(stream.mode)--;
     std::shared_ptr<Graph> graph = std::move(stream.capture);
     stream.capture = nullptr;
     if (stream.invalid) return CAPTURE_INVALIDATED;
@@ -545,6 +553,7 @@ const char* name_of(int error) {
     case INVALID_DEVICE: return "CUDA_ERROR_INVALID_DEVICE";
     case INVALID_IMAGE: return "CUDA_ERROR_INVALID_IMAGE";
     case INVALID_PTX: return "CUDA_ERROR_INVALID_PTX";
+    case UNSUPPORTED_PTX_VERSION: return "CUDA_ERROR_UNSUPPORTED_PTX_VERSION";
     case INVALID_HANDLE: return "CUDA_ERROR_INVALID_HANDLE";
     case NOT_FOUND: return "CUDA_ERROR_NOT_FOUND";
     case CAPTURE_UNSUPPORTED: return "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";

@@ -1,6 +1,6 @@
 //! The first NVIDIA GPU as a candle device.
 
-use crate::kernels::{self, COMPILED_FOR, Module};
+use crate::kernels::{self, BUILT_WITH, COMPILED_FOR, Module};
 use candle_core::cuda::CudaDevice;
 use candle_core::cuda::cudarc::driver::{CudaContext, DriverError, sys};
 use candle_core::{Device, Error};
@@ -21,6 +21,7 @@ pub fn open() -> Result<Device, String> {
 
 fn open_first() -> Result<Device, String> {
     missing_library()?;
+    check_driver()?;
     let count = CudaContext::device_count().map_err(|e| no_driver(&e))?;
     if count < 1 {
         return Err(NO_GPU.to_string());
@@ -36,6 +37,7 @@ fn open_first() -> Result<Device, String> {
 }
 
 const NO_GPU: &str = "there is no NVIDIA GPU here that its driver can use";
+const OLD_DRIVER: &str = "the NVIDIA driver is older than the CUDA that this program was built with: update the driver";
 
 /// Where CUDA is loaded at run time a library that is not there would make the bindings panic.
 #[cfg(feature = "dynamic-loading")]
@@ -63,6 +65,18 @@ fn missing_library() -> Result<(), String> {
     Ok(())
 }
 
+/// A driver of the major version that the bindings were made for, at least: an older one lacks functions.
+fn check_driver() -> Result<(), String> {
+    let mut version = 0;
+    // SAFETY: the driver writes one number.
+    let asked = unsafe { sys::cuDriverGetVersion(&mut version) };
+    if asked == sys::CUresult::CUDA_SUCCESS && version / 1000 < BUILT_WITH {
+        Err(OLD_DRIVER.to_string())
+    } else {
+        Ok(())
+    }
+}
+
 fn no_driver(error: &DriverError) -> String {
     match error.0 {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => NO_GPU.to_string(),
@@ -84,7 +98,9 @@ fn check_capability((major, minor): (i32, i32)) -> Result<(), String> {
 }
 
 fn unloadable(error: &Error) -> String {
+    // candle may have appended a backtrace
     let text = error.to_string();
+    let text = text.lines().take_while(|line| !line.trim_start().starts_with("0: ")).collect::<Vec<_>>().join(": ");
     if text.contains("UNSUPPORTED_PTX_VERSION") {
         return "the NVIDIA driver is older than the CUDA that this program was built with: update the driver"
             .to_string();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 mod modules {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 }
-pub(crate) use modules::COMPILED_FOR;
+pub(crate) use modules::{BUILT_WITH, COMPILED_FOR};
 
 /// What a block may have of shared memory without asking, in bytes.
 const SHARED_BYTES: usize = 48 * 1024;

@@ -3,6 +3,7 @@
 
 mod conv;
 mod device;
+mod graph;
 mod gemm;
 #[cfg(test)]
 mod gemm_test;
@@ -18,5 +19,6 @@ mod weight;
 
 pub use conv::Conv3x3;
 pub use device::open;
+pub use graph::Graph;
 pub use linear::Linear;
 pub use weight::{Values, Weight};

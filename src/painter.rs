@@ -170,6 +170,11 @@ impl Painter {
         self.unet.get()
     }
 
+    /// Why the UNet's evaluations are not recorded and played back, where the device could do so and refused.
+    pub fn not_recorded(&self) -> Option<String> {
+        self.unet.loaded()?.not_recorded()
+    }
+
     /// The VAE.
     pub fn vae(&self) -> &Vae {
         &self.vae

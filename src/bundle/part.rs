@@ -36,6 +36,11 @@ impl<N> Part<N> {
         }
     }
 
+    /// The network, if it is loaded.
+    pub fn loaded(&self) -> Option<Arc<N>> {
+        self.network().clone()
+    }
+
     /// Gives the memory back as soon as nobody uses the network any more.
     pub fn release(&self) {
         *self.network() = None;
@@ -65,6 +70,7 @@ mod tests {
         let used = part.get().unwrap();
         part.release();
         assert_eq!((format!("{part:?}"), Arc::strong_count(&used)), ("released".into(), 1), "nobody else holds it");
+        assert!(part.loaded().is_none());
         assert_eq!((*part.get().unwrap(), loads.load(SeqCst)), (1, 2));
     }
 

@@ -70,6 +70,10 @@ struct Report {
     bundle: String,
     device: &'static str,
     isa: &'static str,
+    /// Of feature maps.
+    numbers: &'static str,
+    /// Why evaluations were not recorded and played back, where the device could do so.
+    not_recorded: Option<String>,
     dtype: Dtype,
     size: String,
     batch: u16,
@@ -102,6 +106,8 @@ pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
         bundle: model::name(&folder),
         device: target.name(),
         isa: target.isa().name(),
+        numbers: target.numbers().as_str(),
+        not_recorded: subject.not_recorded(),
         dtype,
         size: format!("{width}x{height}"),
         batch: arguments.batch,
@@ -194,6 +200,13 @@ impl Subject {
                 Subject::Learn { painter, prompts, batch, vectors: vectors.to_vec2()? }
             }
         })
+    }
+
+    fn not_recorded(&self) -> Option<String> {
+        match self {
+            Subject::Unet { unet, .. } => unet.not_recorded(),
+            Subject::Paint { painter, .. } | Subject::Learn { painter, .. } => painter.not_recorded(),
+        }
     }
 
     fn run(&self) -> Result<Answer> {
@@ -293,7 +306,20 @@ fn peak_rss_bytes() -> Option<u64> {
 
 impl Report {
     fn text(&self) -> String {
-        let Report { bundle, isa, dtype, size, batch, runs, median_seconds, open_seconds, evaluations, .. } = self;
+        let Report {
+            bundle,
+            device,
+            isa,
+            numbers,
+            dtype,
+            size,
+            batch,
+            runs,
+            median_seconds,
+            open_seconds,
+            evaluations,
+            ..
+        } = self;
         let what = match self.what {
             What::Unet => "UNet",
             What::Paint => "painting",
@@ -301,8 +327,9 @@ impl Report {
         };
         let peak = self.peak_rss_bytes.map_or("not known here".to_owned(), binary);
         let (low, high) = self.seconds.iter().fold((f64::MAX, 0.0f64), |(low, high), &s| (low.min(s), high.max(s)));
+        let place = if *device == "cpu" { (*isa).to_owned() } else { format!("{device} in {numbers}") };
         format!(
-            "{what} {size} batch {batch}, {bundle} {dtype} on {isa}: {median_seconds:.3} s \
+            "{what} {size} batch {batch}, {bundle} {dtype} on {place}: {median_seconds:.3} s \
              (median of {runs}, {low:.3} to {high:.3}), evaluations {evaluations}, opened in {open_seconds:.2} s, peak {peak}"
         )
     }

@@ -202,6 +202,10 @@ pub(super) fn run(
         canvas.save(&file, &metadata(&order, &base, &folder)?)?;
         progress.tell(&Event::finished(&file))?;
     }
+    if let Some(why) = painter.not_recorded() {
+        progress
+            .note(&format!("every kernel was launched by itself, more slowly, since the GPU did not record: {why}"));
+    }
     Ok(())
 }
 

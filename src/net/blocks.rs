@@ -14,6 +14,15 @@ use candle_core::{Device, Tensor};
 pub struct TextKv(Vec<Tensor>);
 
 impl TextKv {
+    /// The keys and values themselves.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.0.iter()
+    }
+
+    pub(super) fn from_tensors(tensors: &[Tensor]) -> Self {
+        TextKv(tensors.to_vec())
+    }
+
     /// The texts of several batches as one.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use super::blocks::{DownPath, KvReader, TextKv};
 use super::layers::{Conv3x3, FeatureMap, Linear};
+use super::recorder::Recorder;
 use crate::bundle::Bundle;
 use crate::bundle::config::{ControlNetConfig, UnetConfig};
 use crate::bundle::weights::Names;
@@ -18,6 +19,7 @@ pub struct ControlNet {
     controlnet_down_blocks: Vec<Linear>,
     controlnet_mid_block: Linear,
     target: Target,
+    recorder: Recorder,
 }
 
 /// What a ControlNet adds to the UNet's skips and middle: feature maps `[B, h*w, C]`.
@@ -58,6 +60,7 @@ impl ControlNet {
                 .collect::<Result<_>>()?,
             controlnet_mid_block: Linear::load(&names.pp("controlnet_mid_block"), coarsest, coarsest)?,
             target: names.target(),
+            recorder: Recorder::default(),
         };
         weights.finish()?;
         Ok(net)
@@ -91,23 +94,20 @@ impl ControlNet {
         hint: &ControlHint,
         scale: f64,
     ) -> Result<Residuals> {
-        let waves = self.down.waves(timesteps)?;
-        self.speak(&self.target.take_in(latent)?, &waves, text, hint, scale)
+        let (latent, waves) = (self.target.take_in(latent)?, self.down.waves(timesteps)?);
+        let mut settled: Vec<_> = text.tensors().collect();
+        settled.push(&hint.0);
+        let maps = self.recorder.play(&settled, &[&latent, &waves], scale.to_bits(), |settled, inputs| {
+            let (hint, text) = settled.split_last().expect("put there above");
+            let residuals = self.speak(&inputs[0], &inputs[1], &TextKv::from_tensors(text), hint, scale)?;
+            Ok(residuals.maps().cloned().collect())
+        })?;
+        Ok(Residuals::from_maps(&maps).expect("a network has a middle"))
     }
 
-    /// As [`ControlNet::forward`], with everything on the target already; `waves` as [`super::Unet::waves`] gives them.
-    ///
-    /// # Errors
-    /// If the hint belongs to another size.
-    pub fn speak(
-        &self,
-        latent: &Tensor,
-        waves: &Tensor,
-        text: &TextKv,
-        hint: &ControlHint,
-        scale: f64,
-    ) -> Result<Residuals> {
-        let descent = self.down.forward(latent, waves, Some(&hint.0), &mut KvReader::new(text))?;
+    /// As [`ControlNet::forward`], with everything on the target.
+    fn speak(&self, latent: &Tensor, waves: &Tensor, text: &TextKv, hint: &Tensor, scale: f64) -> Result<Residuals> {
+        let descent = self.down.forward(latent, waves, Some(hint), &mut KvReader::new(text))?;
         let residual = |conv: &Linear, map: &FeatureMap| -> Result<Tensor> { Ok((conv.forward(&map.x)? * scale)?) };
         let down = self.controlnet_down_blocks.iter().zip(&descent.skips).map(|(conv, map)| residual(conv, map));
         Ok(Residuals { down: down.collect::<Result<_>>()?, mid: residual(&self.controlnet_mid_block, &descent.mid)? })
@@ -118,6 +118,12 @@ impl Residuals {
     /// The residuals of each skip and of the middle, `[B, h*w, C]`, finest first.
     pub fn maps(&self) -> impl Iterator<Item = &Tensor> {
         self.down.iter().chain([&self.mid])
+    }
+
+    /// From what [`Residuals::maps`] gave, if that was anything.
+    pub(super) fn from_maps(maps: &[Tensor]) -> Option<Self> {
+        let (mid, down) = maps.split_last()?;
+        Some(Residuals { down: down.to_vec(), mid: mid.clone() })
     }
 }
 

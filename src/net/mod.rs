@@ -10,6 +10,7 @@ mod frozen;
 mod layers;
 #[cfg(test)]
 mod portable;
+mod recorder;
 mod resnet;
 pub mod text;
 pub mod unet;

@@ -3,6 +3,7 @@
 use super::blocks::{DownPath, KvReader, TextKv, UpPath};
 use super::controlnet::Residuals;
 use super::layers::{Conv3x3, GroupNorm};
+use super::recorder::Recorder;
 use crate::bundle::Bundle;
 use crate::prompt::Conditioning;
 use crate::{Result, Target};
@@ -16,6 +17,7 @@ pub struct Unet {
     conv_norm_out: GroupNorm,
     conv_out: Conv3x3,
     target: Target,
+    recorder: Recorder,
 }
 
 impl Unet {
@@ -39,6 +41,7 @@ impl Unet {
             )?,
             conv_out: Conv3x3::load(&names.pp("conv_out"), finest, config.out_channels, 1)?,
             target: names.target(),
+            recorder: Recorder::default(),
         };
         weights.finish()?;
         Ok(unet)
@@ -66,29 +69,25 @@ impl Unet {
         text: &TextKv,
         control: Option<&Residuals>,
     ) -> Result<Tensor> {
-        let y = self.predict(&self.target.take_in(latent)?, &self.waves(timesteps)?, text, control)?;
-        self.target.hand_out(&y)
+        let (latent, waves) = (self.target.take_in(latent)?, self.down.waves(timesteps)?);
+        let mut changing = vec![&latent, &waves];
+        changing.extend(control.into_iter().flat_map(Residuals::maps));
+        let settled: Vec<_> = text.tensors().collect();
+        let answer = self.recorder.play(&settled, &changing, 0, |text, changing| {
+            let (inputs, residuals) = changing.split_at(2);
+            let control = Residuals::from_maps(residuals);
+            Ok(vec![self.predict(&inputs[0], &inputs[1], &TextKv::from_tensors(text), control.as_ref())?])
+        })?;
+        self.target.hand_out(&answer[0])
     }
 
-    /// What the network sees of timesteps, `[B, C]` on its target: numbers to record an evaluation with.
-    ///
-    /// # Errors
-    /// If the target is out of memory.
-    pub fn waves(&self, timesteps: &[f64]) -> Result<Tensor> {
-        self.down.waves(timesteps)
+    /// Why evaluations are not recorded, where the device could and refused.
+    pub fn not_recorded(&self) -> Option<String> {
+        self.recorder.refusal()
     }
 
-    /// As [`Unet::forward`], with everything on the target already, and the result left there.
-    ///
-    /// # Errors
-    /// If sizes do not fit.
-    pub fn predict(
-        &self,
-        latent: &Tensor,
-        waves: &Tensor,
-        text: &TextKv,
-        control: Option<&Residuals>,
-    ) -> Result<Tensor> {
+    /// As [`Unet::forward`], with everything on the target, where the result stays.
+    fn predict(&self, latent: &Tensor, waves: &Tensor, text: &TextKv, control: Option<&Residuals>) -> Result<Tensor> {
         // 1. down, keeping every level's result; 2. the ControlNet's word; 3. up again; 4. back to a latent
         let mut text = KvReader::new(text);
         let mut descent = self.down.forward(latent, waves, None, &mut text)?;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The keys that scripts read.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 15] = [
     "batch",
     "bundle",
     "device",
@@ -11,6 +11,8 @@ const KEYS: [&str; 13] = [
     "evaluations",
     "isa",
     "median_seconds",
+    "not_recorded",
+    "numbers",
     "open_seconds",
     "peak_rss_bytes",
     "runs",

@@ -1,0 +1,185 @@
+//! An evaluation recorded once as a graph of launches and played back, where the device has such graphs: a UNet is some
+//! thousand kernels, and to launch them one by one takes longer than a fast GPU takes to run them.
+
+use crate::Result;
+use candle_core::Tensor;
+#[cfg(feature = "cuda")]
+use std::sync::{Mutex, PoisonError};
+
+/// Plays one network's evaluations. It keeps the recording of the last sizes that came twice in a row.
+#[derive(Debug, Default)]
+pub(super) struct Recorder {
+    #[cfg(feature = "cuda")]
+    state: Mutex<cuda::State>,
+}
+
+impl Recorder {
+    /// What `network` makes of `settled` and `changing`, which must come in without a gradient to go on with. Tensors in
+    /// `settled` are taken for the same as last time if they are the same tensors. `setting` is whatever else the answer
+    /// depends on. The network may only launch kernels: it must not wait for the device, nor read from it.
+    pub(super) fn play(
+        &self,
+        settled: &[&Tensor],
+        changing: &[&Tensor],
+        setting: u64,
+        network: impl Fn(&[Tensor], &[Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if let Some(candle_core::Device::Cuda(device)) = changing.first().map(|x| x.device())
+            && !settled.iter().chain(changing).any(|x| x.track_op())
+        {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            return state.play(device, settled, changing, setting, network);
+        }
+        let _ = setting;
+        let owned = |all: &[&Tensor]| all.iter().map(|&x| x.clone()).collect::<Vec<_>>();
+        network(&owned(settled), &owned(changing))
+    }
+
+    /// Why evaluations are not recorded although the device could: what it said when it was tried.
+    pub(super) fn refusal(&self) -> Option<String> {
+        #[cfg(feature = "cuda")]
+        if let cuda::State::Refused(why) = &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Some(why.clone());
+        }
+        None
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use crate::Result;
+    use candle_core::cuda::CudaDevice;
+    use candle_core::{Tensor, TensorId};
+    use pleinair_cuda::Graph;
+
+    #[derive(Debug, Default)]
+    pub(super) enum State {
+        #[default]
+        Nothing,
+        /// Seen once: what comes twice is worth a recording.
+        Seen(Key),
+        Recorded(Box<Recording>),
+        /// The device would not; it is not asked again.
+        Refused(String),
+    }
+
+    /// Sizes of all inputs, and the setting.
+    type Key = (Vec<Vec<usize>>, u64);
+
+    pub(super) struct Recording {
+        key: Key,
+        /// The tensors that `settled` was filled from.
+        filled_from: Vec<TensorId>,
+        settled: Vec<Tensor>,
+        changing: Vec<Tensor>,
+        answer: Vec<Tensor>,
+        graph: Graph,
+    }
+
+    impl std::fmt::Debug for Recording {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "a recording for {:?}", self.key)
+        }
+    }
+
+    fn key(settled: &[&Tensor], changing: &[&Tensor], setting: u64) -> Key {
+        (settled.iter().chain(changing).map(|x| x.dims().to_vec()).collect(), setting)
+    }
+
+    fn ids(tensors: &[&Tensor]) -> Vec<TensorId> {
+        tensors.iter().map(|x| x.id()).collect()
+    }
+
+    /// Copies with storage of their own.
+    fn copies<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> candle_core::Result<Vec<Tensor>> {
+        tensors.into_iter().map(|x| x.contiguous()?.copy()).collect()
+    }
+
+    fn fill(into: &Tensor, from: &Tensor) -> candle_core::Result<()> {
+        into.slice_set(&from.contiguous()?, 0, 0)
+    }
+
+    impl State {
+        pub(super) fn play(
+            &mut self,
+            device: &CudaDevice,
+            settled: &[&Tensor],
+            changing: &[&Tensor],
+            setting: u64,
+            network: impl Fn(&[Tensor], &[Tensor]) -> Result<Vec<Tensor>>,
+        ) -> Result<Vec<Tensor>> {
+            let wanted = key(settled, changing, setting);
+            match self {
+                State::Recorded(recording) if recording.key == wanted => return recording.play(settled, changing),
+                State::Seen(seen) if *seen == wanted => {
+                    match Recording::new(device, wanted, settled, changing, &network) {
+                        Ok(recording) => {
+                            let answer = recording.play_as_filled();
+                            *self = State::Recorded(Box::new(recording));
+                            return answer;
+                        }
+                        Err(why) => *self = State::Refused(why.to_string()),
+                    }
+                }
+                State::Refused(_) => {}
+                _ => *self = State::Seen(wanted), // a recording of other sizes gives its memory back
+            }
+            let owned = |all: &[&Tensor]| all.iter().map(|&x| x.clone()).collect::<Vec<_>>();
+            network(&owned(settled), &owned(changing))
+        }
+    }
+
+    impl Recording {
+        fn new(
+            device: &CudaDevice,
+            key: Key,
+            settled: &[&Tensor],
+            changing: &[&Tensor],
+            network: &impl Fn(&[Tensor], &[Tensor]) -> Result<Vec<Tensor>>,
+        ) -> Result<Self> {
+            let filled_from = ids(settled);
+            let (settled, changing) = (copies(settled.iter().copied())?, copies(changing.iter().copied())?);
+            let run = || network(&settled, &changing).map_err(candle_core::Error::wrap);
+            let (graph, answer) = Graph::capture(device, run)?;
+            Ok(Recording { key, filled_from, settled, changing, answer, graph })
+        }
+
+        fn play(&mut self, settled: &[&Tensor], changing: &[&Tensor]) -> Result<Vec<Tensor>> {
+            let given = ids(settled);
+            if given != self.filled_from {
+                for (into, from) in self.settled.iter().zip(settled) {
+                    fill(into, from)?;
+                }
+                self.filled_from = given;
+            }
+            for (into, from) in self.changing.iter().zip(changing) {
+                fill(into, from)?;
+            }
+            self.play_as_filled()
+        }
+
+        /// The answer is copied: the next playing writes it anew.
+        fn play_as_filled(&self) -> Result<Vec<Tensor>> {
+            self.graph.launch()?;
+            Ok(copies(&self.answer)?)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn where_nothing_is_recorded_it_is_a_plain_call() {
+        let (a, b) = (Tensor::new(&[2f32], &Device::Cpu).unwrap(), Tensor::new(&[3f32], &Device::Cpu).unwrap());
+        let recorder = Recorder::default();
+        for _ in 0..3 {
+            let answer = recorder.play(&[&a], &[&b, &b], 7, |s, c| Ok(vec![(&s[0] * &c[1])?])).unwrap();
+            assert_eq!(answer[0].to_vec1::<f32>().unwrap(), [6.0]);
+        }
+        assert_eq!(recorder.refusal(), None);
+    }
+}

@@ -65,33 +65,29 @@ struct Place {
     }
 };
 
-/// The pixel that row m of A looks from.
-template <typename T> struct Pixel {
-    const T* picture;
-    int top, left;
+/// The pixel that row m of A looks from: the first row of its picture in memory, and where its first tap falls.
+struct Pixel {
+    int picture, top, left;
 
-    __device__ Pixel() {}
-
-    __device__ Pixel(const T* a, const Product& product, int m) {
+    __device__ Pixel(const Product& product, int m) {
         const Gather& gather = product.gather;
         const int line = m / gather.out_width, batch = line / gather.out_height;
         left = (m - line * gather.out_width) * gather.stride - gather.pad;
         top = (line - batch * gather.out_height) * gather.stride - gather.pad;
-        picture = a + (long long)batch * gather.source_height * gather.source_width * product.a.row;
-        if (m >= product.m) {
-            top = -(1 << 30); // no tap brings it back
-            picture = a;
-        }
+        picture = batch * gather.source_height * gather.source_width;
+        if (m >= product.m) top = -(1 << 15); // no tap brings it back
     }
 
-    /// Where the number lies; `a` and false where there is none, which then counts as zero.
-    __device__ const T* at(const T* a, const Product& product, const Place& place, bool& valid) const {
-        const Gather& gather = product.gather;
+    /// In 16 bits each; a map has fewer rows and columns than they count.
+    __device__ int corner() const { return top * (1 << 16) | (left & 0xffff); }
+    __device__ Pixel(int picture, int corner) : picture(picture), top(corner >> 16), left((int16_t)corner) {}
+
+    /// The row of memory that a tap reads; false where there is none, which then counts as zeros.
+    __device__ bool row(const Gather& gather, const Place& place, int& row) const {
         const int u = top + place.tap_row, v = left + place.tap_column;
-        valid = place.exists(gather) && u >= 0 && u < gather.height && v >= 0 && v < gather.width &&
-                ((u | v) & gather.parity) == 0;
-        const long long row = (long long)(u >> gather.shift) * gather.source_width + (v >> gather.shift);
-        return valid ? picture + row * product.a.row + place.channel : a;
+        row = picture + (u >> gather.shift) * gather.source_width + (v >> gather.shift);
+        return place.exists(gather) && u >= 0 && u < gather.height && v >= 0 && v < gather.width &&
+               ((u | v) & gather.parity) == 0;
     }
 };
 
@@ -104,9 +100,10 @@ template <typename T> __device__ float a_number(const T* a, const Product& produ
     if (product.a_transposed) {
         return m < product.m && k < product.k ? number(a[(long long)k * product.a.row + m]) : 0.0f;
     }
-    bool valid;
-    const T* at = Pixel<T>(a, product, m).at(a, product, Place(product.gather, k), valid);
-    return valid ? number(*at) : 0.0f;
+    const Place place(product.gather, k);
+    int row;
+    const bool valid = Pixel(product, m).row(product.gather, place, row);
+    return valid ? number(a[row * product.a.row + place.channel]) : 0.0f;
 }
 
 /// B[k, n], zero outside; `factors`, where there are any, belong to the channels of k.

@@ -16,20 +16,44 @@ constexpr int THREADS = 128;
 /// Where a chunk lies in a tile with rows of WIDTH numbers. ldmatrix reads one chunk of each of eight rows at a time, and
 /// eight neighbouring lanes write neighbouring chunks: in both cases the eight fall into different 16-byte columns of the
 /// 128 bytes that the banks serve at once. Of rows of 64 bytes two share them, so there the chunk is mixed with row / 2.
-template <int WIDTH> __device__ int place_in_tile(int row, int chunk) {
+template <int WIDTH> __host__ __device__ constexpr int place_in_tile(int row, int chunk) {
     static_assert(WIDTH == 32 || WIDTH == 64 || WIDTH == 128, "the mixing is made for these");
-    const int mixed = chunk ^ (WIDTH == 32 ? (row >> 1) & 3 : row & 7);
-    return row * WIDTH + mixed * CHUNK;
+    return row * WIDTH + (chunk ^ (WIDTH == 32 ? (row >> 1) & 3 : row & 7)) * CHUNK;
 }
+
+/// The banks' column of a place, as one bit of eight.
+__host__ __device__ constexpr int bank_column(int place) { return 1 << place / CHUNK % 8; }
+
+/// Whether that is so.
+template <int WIDTH> __host__ __device__ constexpr bool banks_are_shared_out() {
+    for (int first = 0; first < 32; first += 8) {
+        for (int chunk = 0; chunk < WIDTH / CHUNK; ++chunk) {
+            int read = 0;
+            for (int row = first; row < first + 8; ++row) read |= bank_column(place_in_tile<WIDTH>(row, chunk));
+            if (read != 0xff) return false;
+        }
+    }
+    for (int first = 0; first < 32 * WIDTH / CHUNK; first += 8) {
+        int written = 0;
+        for (int i = first; i < first + 8; ++i) {
+            written |= bank_column(place_in_tile<WIDTH>(i / (WIDTH / CHUNK), i % (WIDTH / CHUNK)));
+        }
+        if (written != 0xff) return false;
+    }
+    return true;
+}
+static_assert(banks_are_shared_out<32>() && banks_are_shared_out<64>() && banks_are_shared_out<128>(), "a conflict of banks");
 
 // Who knows where a thread's chunks of an operand lie. Each has
 //     Number          what they are stored as
 //     WIDTH           numbers in a row of the tile
 //     COUNT           chunks of a thread
-//     at(i, valid)    the i-th in memory; where not valid it is zeros, and the address is one that may be read
+//     at(i, valid)    the i-th in memory; where not valid it is zeros, and not read
 //     slot(i)         the i-th in the tile
-//     channel(i, e)   what number e of it belongs to
+//     factors(i, all) what its numbers are multiplied with, where that is asked for
 //     advance()       on to the next DEPTH of k
+// What they do in a step costs as much as the products do if it is more than a few instructions a chunk: offsets of 32 bits,
+// and divisions and neighbourhoods only where k goes on to another tap.
 
 /// A, tile [SIZE][DEPTH]: neighbourhoods in a map. A chunk lies in one tap, as channels are a multiple of it.
 template <int SIZE> struct Neighbourhoods {
@@ -38,46 +62,79 @@ template <int SIZE> struct Neighbourhoods {
     const __half* a;
     const Product& product;
     Place place;
-    Pixel<__half> pixels[COUNT];
+    int pictures[COUNT], corners[COUNT], offsets[COUNT];
+    uint32_t valid = 0;
 
     __device__ Neighbourhoods(const __half* a, const Product& product, int first_m, int first_k)
         : a(a), product(product), place(product.gather, first_k + threadIdx.x % ACROSS * CHUNK) {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
-            pixels[i] = Pixel<__half>(a, product, first_m + threadIdx.x / ACROSS + i * APART);
+            const Pixel pixel(product, first_m + threadIdx.x / ACROSS + i * APART);
+            pictures[i] = pixel.picture;
+            corners[i] = pixel.corner();
+            look(i, pixel);
         }
     }
-    __device__ const __half* at(int i, bool& valid) const { return pixels[i].at(a, product, place, valid); }
+    __device__ void look(int i, const Pixel& pixel) {
+        int row;
+        if (pixel.row(product.gather, place, row)) valid |= 1u << i;
+        offsets[i] = row * (int)product.a.row;
+    }
+    __device__ const __half* at(int i, bool& valid) const {
+        valid = this->valid >> i & 1;
+        return a + place.channel + offsets[i];
+    }
     __device__ int slot(int i) const {
         return place_in_tile<WIDTH>(threadIdx.x / ACROSS + i * APART, threadIdx.x % ACROSS);
     }
-    __device__ void advance() { place.advance(product.gather, DEPTH); }
+    __device__ void advance() {
+        place.channel += DEPTH;
+        if (place.channel < product.gather.channels) return;
+        place.advance(product.gather, 0);
+        valid = 0;
+        if (!place.exists(product.gather)) return; // and the corner of a plain matrix's row is none
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) look(i, Pixel(pictures[i], corners[i]));
+    }
+};
+
+/// Factors of eight channels, in f16.
+struct Factors {
+    __half2 pairs[CHUNK / 2];
 };
 
 /// B stored [n, k], tile [SIZE][DEPTH].
 template <typename W, int SIZE> struct RowsOfN {
     using Number = W;
     static constexpr int WIDTH = DEPTH, ACROSS = WIDTH / CHUNK, APART = THREADS / ACROSS, COUNT = SIZE / APART;
-    const W* b;
+    const W* at_k;
     const Product& product;
-    int first_n, k;
-    Place place;
+    int k, step;
+    uint32_t exists = 0;
 
     __device__ RowsOfN(const W* b, const Product& product, int first_n, int first_k)
-        : b(b), product(product), first_n(first_n + threadIdx.x / ACROSS),
-          k(first_k + threadIdx.x % ACROSS * CHUNK), place(product.gather, k) {}
+        : product(product), k(first_k + threadIdx.x % ACROSS * CHUNK), step(APART * (int)product.b.row) {
+        const int n = first_n + threadIdx.x / ACROSS;
+        at_k = b + n * product.b.row + k;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) exists |= (n + i * APART < product.n ? 1u : 0u) << i;
+    }
     __device__ const W* at(int i, bool& valid) const {
-        const int n = first_n + i * APART;
-        valid = n < product.n && k < product.k;
-        return valid ? b + n * product.b.row + k : b;
+        valid = (exists >> i & 1) && k < product.k;
+        return at_k + i * step;
     }
     __device__ int slot(int i) const {
         return place_in_tile<WIDTH>(threadIdx.x / ACROSS + i * APART, threadIdx.x % ACROSS);
     }
-    __device__ int channel(int, int e) const { return place.channel + e; }
+    __device__ Factors factors(int, const float* all) const {
+        const float4* at = reinterpret_cast<const float4*>(all + k % product.gather.channels);
+        const float4 low = at[0], high = at[1];
+        return {{__floats2half2_rn(low.x, low.y), __floats2half2_rn(low.z, low.w), __floats2half2_rn(high.x, high.y),
+                 __floats2half2_rn(high.z, high.w)}};
+    }
     __device__ void advance() {
         k += DEPTH;
-        place.advance(product.gather, DEPTH);
+        at_k += DEPTH;
     }
 };
 
@@ -85,30 +142,47 @@ template <typename W, int SIZE> struct RowsOfN {
 template <typename W, int SIZE> struct RowsOfK {
     using Number = W;
     static constexpr int WIDTH = SIZE, ACROSS = WIDTH / CHUNK, APART = THREADS / ACROSS, COUNT = DEPTH / APART;
-    const W* base;
+    const W* column;
     const Product& product;
-    const long long stride;
-    const int size, first;
+    const int stride, size;
+    const bool inside;
+    int k;
     Place place; // of the thread's first row
+    int offset;
 
     __device__ RowsOfK(const W* base, const Product& product, long long stride, int size, int first, int first_k)
-        : base(base), product(product), stride(stride), size(size), first(first + threadIdx.x % ACROSS * CHUNK),
-          place(product.gather, first_k + threadIdx.x / ACROSS) {}
+        : column(base + first + threadIdx.x % ACROSS * CHUNK), product(product), stride((int)stride), size(size),
+          inside(first + (int)(threadIdx.x % ACROSS) * CHUNK < size), k(first_k + threadIdx.x / ACROSS),
+          place(product.gather, k), offset(offset_of(place)) {}
+    __device__ int offset_of(const Place& row) const {
+        return row.channel * stride + row.mirrored(product.gather) * size;
+    }
+    /// Whether all rows of a tile belong to one tap.
+    __device__ bool one_tap() const {
+        return product.gather.taps_across == 1 || product.gather.channels % DEPTH == 0;
+    }
     __device__ Place row(int i) const {
         Place row = place;
         row.advance(product.gather, i * APART);
         return row;
     }
     __device__ const W* at(int i, bool& valid) const {
-        const Place row = this->row(i);
-        valid = first < size && row.exists(product.gather);
-        return valid ? base + row.channel * stride + row.mirrored(product.gather) * size + first : base;
+        valid = inside && k + i * APART < product.k;
+        return column + (one_tap() ? offset + i * APART * stride : offset_of(row(i)));
     }
     __device__ int slot(int i) const {
         return place_in_tile<WIDTH>(threadIdx.x / ACROSS + i * APART, threadIdx.x % ACROSS);
     }
-    __device__ int channel(int i, int) const { return row(i).channel; }
-    __device__ void advance() { place.advance(product.gather, DEPTH); }
+    __device__ Factors factors(int i, const float* all) const {
+        // beyond the end of k, too, a channel that exists: its number is zero
+        const __half2 factor = __float2half2_rn(all[row(i).channel]);
+        return {{factor, factor, factor, factor}};
+    }
+    __device__ void advance() {
+        k += DEPTH;
+        place.advance(product.gather, DEPTH);
+        offset = offset_of(place);
+    }
 };
 
 /// The bits of two f16.
@@ -119,16 +193,14 @@ __device__ inline uint32_t pair(float low, float high) {
     return bits;
 }
 
-/// Two int8 as f16: 0x6400 | u is 1024 + u in f16, so that u = q + 128 needs one exact subtraction and no conversion.
-__device__ inline uint32_t pair_of_int8(uint32_t low, uint32_t high) {
-    const uint32_t bits = 0x64006400u | low | high << 16, start = 0x64806480u; // 1024 + 128, twice
+/// Bytes 0 and 1 or, with the selector 0x4342, 2 and 3 of `four` as two f16. 0x6400 | u is 1024 + u in f16, so that a byte
+/// u = q + 128 becomes the number q by one exact subtraction, and two bytes by two instructions.
+__device__ inline __half2 pair_of_int8(uint32_t four, uint32_t selector) {
+    const uint32_t bits = __byte_perm(four, 0x64646464u, selector), start = 0x64806480u; // 1024 + 128, twice
     __half2 two, offset;
     memcpy(&two, &bits, 4);
     memcpy(&offset, &start, 4);
-    two = __hsub2(two, offset);
-    uint32_t result;
-    memcpy(&result, &two, 4);
-    return result;
+    return __hsub2(two, offset);
 }
 
 /// Brings an operand's chunks into a tile: f16 by themselves, all else through registers, since it must be converted.
@@ -163,24 +235,18 @@ template <typename Operand> struct Carrier<Operand, int8_t> {
     __device__ void store(Operand& operand, __half* tile, const float* factors) {
 #pragma unroll
         for (int i = 0; i < Operand::COUNT; ++i) {
-            uint32_t words[4];
+            // + 128 turns signed bytes into unsigned ones
+            const uint32_t low = chunks[i].x ^ 0x80808080u, high = chunks[i].y ^ 0x80808080u;
+            __half2 pairs[4] = {pair_of_int8(low, 0x4140), pair_of_int8(low, 0x4342), pair_of_int8(high, 0x4140),
+                                pair_of_int8(high, 0x4342)};
+            if (factors) {
+                const Factors these = operand.factors(i, factors);
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                // + 128 turns signed bytes into unsigned ones
-                const uint32_t four = (half ? chunks[i].y : chunks[i].x) ^ 0x80808080u;
-                words[2 * half] = pair_of_int8(four & 0xff, four >> 8 & 0xff);
-                words[2 * half + 1] = pair_of_int8(four >> 16 & 0xff, four >> 24);
+                for (int e = 0; e < CHUNK / 2; ++e) pairs[e] = __hmul2(pairs[e], these.pairs[e]);
             }
-            if (factors) { // beyond the end, too, a place's channel is one that exists, and times zero
-#pragma unroll
-                for (int e = 0; e < CHUNK; e += 2) {
-                    __half2 two;
-                    memcpy(&two, &words[e / 2], 4);
-                    words[e / 2] = pair(__low2float(two) * factors[operand.channel(i, e)],
-                                        __high2float(two) * factors[operand.channel(i, e + 1)]);
-                }
-            }
-            *reinterpret_cast<uint4*>(tile + operand.slot(i)) = make_uint4(words[0], words[1], words[2], words[3]);
+            uint4 words;
+            memcpy(&words, pairs, 16);
+            *reinterpret_cast<uint4*>(tile + operand.slot(i)) = words;
         }
         operand.advance();
     }

@@ -167,6 +167,7 @@ impl<T: Activation> Gemm<'_, T> {
         if self.product.m as usize * self.product.n as usize * self.matrices == 0 {
             return Ok(());
         }
+        self.check()?;
         let (kernel, plan) = self.choose(device)?;
         self.run_as(&kernel, plan, device, c)
     }
@@ -195,6 +196,24 @@ impl<T: Activation> Gemm<'_, T> {
                 self.reduce(device, &partial, parts, c)
             }
         }
+    }
+
+    /// Within a matrix the kernels count in 31 bits, and rows and columns of a map in 15.
+    fn check(&self) -> Result<()> {
+        let Product { a, b, gather, m, k, n, a_transposed, b_transposed, .. } = self.product;
+        let [pixels, source] = [[gather.out_height, gather.out_width], [gather.source_height, gather.source_width]]
+            .map(|[height, width]| i64::from(height) * i64::from(width));
+        let a_rows = if a_transposed == 0 { (i64::from(m) + pixels - 1) / pixels * source } else { k.into() };
+        let b_rows = i64::from(if b_transposed == 0 { gather.channels } else { n });
+        let most = i64::from(i32::MAX) - 128 * a.row.max(b.row);
+        let sides = [gather.height, gather.width, gather.out_height, gather.out_width];
+        if a_rows * a.row > most || b_rows * b.row > most {
+            bail!("a matrix of 2^31 numbers is more than the GPU's kernels count: take a smaller batch")
+        }
+        if gather.taps_across > 1 && sides.iter().any(|&side| side >= 1 << 14) {
+            bail!("a map of 16384 pixels across or more is more than the GPU's kernels count")
+        }
+        Ok(())
     }
 
     /// The kernel and what each of its blocks does.

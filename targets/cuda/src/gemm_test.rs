@@ -131,8 +131,8 @@ fn check(
             a * if scaled { f64::from(b_rows[at]) * factors[l] } else { b_numbers[at] }
         });
         let scale = 0.5 * if scaled { scales[column] } else { 1.0 };
-        // int8 times its factor is rounded to f16
-        let extra = if scaled { 0.5f64.powi(11) } else { 0.0 };
+        // the factor of int8 is rounded to f16, and so is their product
+        let extra = if scaled { 0.5f64.powi(10) } else { 0.0 };
         let what = format!("{kernel} {m}x{n}x{k} in {parts}, number {i}");
         assert_near(&what, got.to_f64(), products, |sum| sum * scale + bias[column], extra, 0.5f64.powi(11));
     }
@@ -291,6 +291,29 @@ fn impossible_products_are_errors() {
     {
         assert!(error(beyond).contains("reaches beyond"));
     }
+}
+
+#[test]
+fn sizes_beyond_the_kernels_are_errors() {
+    let device = device();
+    let few = device.clone_htod(&[f16::ONE; 64]).unwrap();
+    let error = |gather: Gather, a_row: i64, b_row: i64| {
+        let strides = |row| Strides { row, ..Strides::default() };
+        let (m, n, k) = (gather.out_height * gather.out_width, 8, gather.channels * gather.taps_across.pow(2));
+        let (a, b, c) = (strides(a_row), strides(b_row), strides(8));
+        let (steps, heads, a_transposed, b_transposed, alpha) = (0, 1, 0, 0, 1.0);
+        let product = Product { a, b, c, gather, m, n, k, steps, heads, a_transposed, b_transposed, alpha };
+        let (factors, scales, bias, aligned) = (None, None, None, true);
+        let (a, b) = (few.as_view(), Stored::F16(few.as_view()));
+        let gemm = Gemm { product, matrices: 1, a, b, factors, scales, bias, aligned };
+        gemm.run(&device, &mut few.clone().as_view_mut()).unwrap_err().to_string()
+    };
+    let rows = Gather::rows(1 << 20, 8).unwrap();
+    assert!(error(rows, 1 << 11, 8).contains("2^31 numbers"));
+    assert!(error(rows, 8, 1 << 28).contains("2^31 numbers"));
+    let map = Gather { taps_across: 3, out_height: 1, out_width: 1 << 14, width: 1 << 14, ..rows };
+    assert!(error(map, 8, 8).contains("16384 pixels"));
+    assert!(Gather::rows(1 << 31, 8).is_err());
 }
 
 /// The plan for the sizes of a whole network runs on whatever this GPU is.

@@ -65,7 +65,8 @@ fn every_geometry() {
 #[test]
 fn every_number_of_channels() {
     let device = device();
-    let channels = [(3, 8), (4, 64), (64, 4), (128, 3), (5, 7), (40, 72), (8, 136), (72, 8), (1, 1), (12, 20)];
+    let channels =
+        [(3, 8), (4, 64), (64, 4), (128, 3), (5, 7), (40, 72), (8, 136), (72, 8), (1, 1), (12, 20), (24, 32), (8, 96)];
     for (i, kind) in KINDS.into_iter().enumerate() {
         for dtype in ACTIVATIONS {
             for (j, channels) in channels.into_iter().enumerate() {

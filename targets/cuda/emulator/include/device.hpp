@@ -188,6 +188,12 @@ inline float __saturatef(float a) { return fminf(fmaxf(a, 0.0f), 1.0f); }
 inline int __float2int_rn(float a) { return int(nearbyintf(a)); }
 inline float __int2float_rn(int a) { return float(a); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    uint64_t bytes = uint64_t(b) << 32 | a;
+    unsigned result = 0;
+    for (int i = 0; i < 4; i++) result |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return result;
+}
 inline int __popc(unsigned a) { return __builtin_popcount(a); }
 inline int __clz(int a) { return a ? __builtin_clz(unsigned(a)) : 32; }
 template <class T>

@@ -103,12 +103,13 @@ impl Frozen {
         Arc::new(pleinair_cpu::Weight::new(self.outputs, self.inputs, values).unwrap())
     }
 
-    /// How often a product of an f16 activation sees its weight rounded to f16: not at all where the kernels multiply what
-    /// is stored.
+    /// How many roundings to f16 the weight of a product has seen: none where the kernels multiply what is stored, else the
+    /// number's own, or those of its factor and of it times that.
     fn roundings(&self, pass: Pass) -> f64 {
         match (self.kind, pass) {
             (Kind::F16, _) | (Kind::Int8, Pass::Forward) => 0.0,
-            (Kind::F32 | Kind::Smooth, _) | (Kind::Int8, Pass::Backward) => 1.0,
+            (Kind::F32, _) => 1.0,
+            (Kind::Smooth, _) | (Kind::Int8, Pass::Backward) => 2.0,
         }
     }
 }
@@ -127,7 +128,7 @@ pub struct Layers<'a, G, C> {
     pub magnitudes: C,
     /// Most products that one result of each pass adds up.
     pub terms: [usize; 2],
-    /// Roundings to f16 of the gradient before it is multiplied.
+    /// Whether gradients are added up, and rounded, before they are multiplied.
     pub folded: bool,
 }
 

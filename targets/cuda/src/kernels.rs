@@ -18,8 +18,18 @@ const SHARED_BYTES: usize = 48 * 1024;
 /// A file of `kernels/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Module {
+    /// `attention.cu`: attention with scores that never leave the registers.
+    Attention,
+    /// `attention_backward.cu`: its gradients.
+    AttentionBackward,
     /// `gemm.cu`: products of matrices.
     Gemm,
+    /// `norm.cu`: GroupNorm and LayerNorm.
+    Norm,
+    /// `pointwise.cu`: numbers that have no neighbours.
+    Pointwise,
+    /// `scores.cu`: attention with scores in memory.
+    Scores,
     /// `ptx_test.cu`: the functions of `ptx.cuh` by themselves.
     PtxTest,
 }
@@ -28,7 +38,12 @@ impl Module {
     /// The name under which candle keeps the loaded module, and its PTX.
     fn source(self) -> (&'static str, &'static str) {
         match self {
+            Module::Attention => ("pleinair-attention", modules::ATTENTION),
+            Module::AttentionBackward => ("pleinair-attention-backward", modules::ATTENTION_BACKWARD),
             Module::Gemm => ("pleinair-gemm", modules::GEMM),
+            Module::Norm => ("pleinair-norm", modules::NORM),
+            Module::Pointwise => ("pleinair-pointwise", modules::POINTWISE),
+            Module::Scores => ("pleinair-scores", modules::SCORES),
             Module::PtxTest => ("pleinair-ptx-test", modules::PTX_TEST),
         }
     }

@@ -3,9 +3,7 @@
 //! probabilities are computed again.
 
 use super::{Bench, pointwise, steps};
-use crate::machine::{
-    FUSED_HEADS, FusedAttention, Kind, Machine, Matrix, Place, Product, SIMD, Strided, parameters,
-};
+use crate::machine::{FUSED_HEADS, FusedAttention, Kind, Machine, Matrix, Place, Product, SIMD, Strided, parameters};
 use candle_core::{Result, bail};
 use std::ops::Range;
 

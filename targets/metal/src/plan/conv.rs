@@ -37,7 +37,19 @@ impl Geometry {
         let &Geometry { height, width, repeat, stride, .. } = self;
         let (out_height, out_width) = self.output();
         let (first_row, first_channel, all_channels) = (0, 0, channels);
-        Taps { count, height, width, channels, out_height, out_width, repeat, stride, first_row, first_channel, all_channels }
+        Taps {
+            count,
+            height,
+            width,
+            channels,
+            out_height,
+            out_width,
+            repeat,
+            stride,
+            first_row,
+            first_channel,
+            all_channels,
+        }
     }
 }
 

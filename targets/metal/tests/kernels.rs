@@ -3,7 +3,7 @@
 
 mod emulated;
 
-use candle_core::{CustomOp1, CustomOp2, Device, Tensor, Var};
+use candle_core::{CustomOp1, Device, Tensor, Var};
 use emulated::{Bytes, Emulated};
 use half::f16;
 use pleinair_metal::kernels;

@@ -157,6 +157,7 @@ pub struct Emulated {
 impl Machine for Emulated {
     type Memory = Bytes;
 
+    #[expect(clippy::arc_with_non_send_sync, reason = "as the trait has it; this one stays in its thread")]
     fn temporary(&self, bytes: usize) -> Result<Arc<Bytes>> {
         Ok(Arc::new(Bytes::new(bytes)))
     }

@@ -25,11 +25,11 @@ impl Recorder {
         network: impl Fn(&[Tensor], &[Tensor]) -> Result<Vec<Tensor>>,
     ) -> Result<Vec<Tensor>> {
         #[cfg(feature = "cuda")]
-        if let Some(candle_core::Device::Cuda(device)) = changing.first().map(|x| x.device())
+        if changing.first().is_some_and(|x| x.device().is_cuda())
             && !settled.iter().chain(changing).any(|x| x.track_op())
         {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            return state.play(device, settled, changing, setting, network);
+            return state.play(settled, changing, setting, network);
         }
         let _ = setting;
         let owned = |all: &[&Tensor]| all.iter().map(|&x| x.clone()).collect::<Vec<_>>();
@@ -49,16 +49,15 @@ impl Recorder {
 #[cfg(feature = "cuda")]
 mod cuda {
     use crate::Result;
-    use candle_core::cuda::CudaDevice;
-    use candle_core::{Tensor, TensorId};
+    use candle_core::{Device, Tensor, TensorId};
     use pleinair_cuda::Graph;
 
     #[derive(Debug, Default)]
     pub(super) enum State {
         #[default]
         Nothing,
-        /// Seen once: what comes twice is worth a recording.
-        Seen(Key),
+        /// Seen once, with the answer's tensors to be written by a recording: what comes twice is worth one.
+        Seen(Key, Vec<Tensor>),
         Recorded(Box<Recording>),
         /// The device would not; it is not asked again.
         Refused(String),
@@ -67,6 +66,7 @@ mod cuda {
     /// Sizes of all inputs, and the setting.
     type Key = (Vec<Vec<usize>>, u64);
 
+    #[derive(Debug)]
     pub(super) struct Recording {
         key: Key,
         /// The tensors that `settled` was filled from.
@@ -75,12 +75,6 @@ mod cuda {
         changing: Vec<Tensor>,
         answer: Vec<Tensor>,
         graph: Graph,
-    }
-
-    impl std::fmt::Debug for Recording {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            write!(f, "a recording for {:?}", self.key)
-        }
     }
 
     fn key(settled: &[&Tensor], changing: &[&Tensor], setting: u64) -> Key {
@@ -96,71 +90,78 @@ mod cuda {
         tensors.into_iter().map(|x| x.contiguous()?.copy()).collect()
     }
 
-    fn fill(into: &Tensor, from: &Tensor) -> candle_core::Result<()> {
-        into.slice_set(&from.contiguous()?, 0, 0)
+    fn fill<'a>(into: &[Tensor], from: impl IntoIterator<Item = &'a Tensor>) -> candle_core::Result<()> {
+        into.iter().zip(from).try_for_each(|(into, from)| into.slice_set(&from.contiguous()?, 0, 0))
     }
 
     impl State {
         pub(super) fn play(
             &mut self,
-            device: &CudaDevice,
             settled: &[&Tensor],
             changing: &[&Tensor],
             setting: u64,
             network: impl Fn(&[Tensor], &[Tensor]) -> Result<Vec<Tensor>>,
         ) -> Result<Vec<Tensor>> {
             let wanted = key(settled, changing, setting);
-            match self {
-                State::Recorded(recording) if recording.key == wanted => return recording.play(settled, changing),
-                State::Seen(seen) if *seen == wanted => {
-                    match Recording::new(device, wanted, settled, changing, &network) {
+            *self = match std::mem::take(self) {
+                State::Recorded(mut recording) if recording.is_for(&wanted) => {
+                    let answer = recording.play(settled, changing);
+                    *self = State::Recorded(recording);
+                    return answer;
+                }
+                State::Seen(seen, answer) if seen == wanted => {
+                    match Recording::new(wanted, settled, changing, answer, &network) {
                         Ok(recording) => {
-                            let answer = recording.play_as_filled();
+                            let answer = copies(&recording.answer);
                             *self = State::Recorded(Box::new(recording));
-                            return answer;
+                            return Ok(answer?);
                         }
-                        Err(why) => *self = State::Refused(why.to_string()),
+                        Err(why) => State::Refused(why.to_string()),
                     }
                 }
-                State::Refused(_) => {}
-                _ => *self = State::Seen(wanted), // a recording of other sizes gives its memory back
-            }
+                State::Refused(why) => State::Refused(why),
+                // a recording of other sizes gives its memory back
+                _ => State::Seen(wanted, vec![]),
+            };
             let owned = |all: &[&Tensor]| all.iter().map(|&x| x.clone()).collect::<Vec<_>>();
-            network(&owned(settled), &owned(changing))
+            let answer = network(&owned(settled), &owned(changing))?;
+            if let State::Seen(_, kept) = self {
+                *kept = copies(&answer)?;
+            }
+            Ok(answer)
         }
     }
 
     impl Recording {
+        /// The answer to these inputs is in `answer` afterwards.
         fn new(
-            device: &CudaDevice,
             key: Key,
             settled: &[&Tensor],
             changing: &[&Tensor],
+            answer: Vec<Tensor>,
             network: &impl Fn(&[Tensor], &[Tensor]) -> Result<Vec<Tensor>>,
         ) -> Result<Self> {
+            let device: Device = changing[0].device().clone();
             let filled_from = ids(settled);
             let (settled, changing) = (copies(settled.iter().copied())?, copies(changing.iter().copied())?);
-            let run = || network(&settled, &changing).map_err(candle_core::Error::wrap);
-            let (graph, answer) = Graph::capture(device, run)?;
+            let graph = Graph::capture(&device, || {
+                fill(&answer, &network(&settled, &changing).map_err(candle_core::Error::wrap)?)
+            })?;
             Ok(Recording { key, filled_from, settled, changing, answer, graph })
         }
 
-        fn play(&mut self, settled: &[&Tensor], changing: &[&Tensor]) -> Result<Vec<Tensor>> {
-            let given = ids(settled);
-            if given != self.filled_from {
-                for (into, from) in self.settled.iter().zip(settled) {
-                    fill(into, from)?;
-                }
-                self.filled_from = given;
-            }
-            for (into, from) in self.changing.iter().zip(changing) {
-                fill(into, from)?;
-            }
-            self.play_as_filled()
+        fn is_for(&self, key: &Key) -> bool {
+            self.key == *key && self.graph.is_of_this_thread()
         }
 
         /// The answer is copied: the next playing writes it anew.
-        fn play_as_filled(&self) -> Result<Vec<Tensor>> {
+        fn play(&mut self, settled: &[&Tensor], changing: &[&Tensor]) -> Result<Vec<Tensor>> {
+            let given = ids(settled);
+            if given != self.filled_from {
+                fill(&self.settled, settled.iter().copied())?;
+                self.filled_from = given;
+            }
+            fill(&self.changing, changing.iter().copied())?;
             self.graph.launch()?;
             Ok(copies(&self.answer)?)
         }

@@ -4,6 +4,7 @@ use candle_core::cuda::cudarc::driver::CudaGraph;
 use candle_core::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use candle_core::cuda::{CudaDevice, WrapErr};
 use candle_core::{Device, Error, Result, bail};
+use std::thread::ThreadId;
 
 /// The launches of a closure, as a CUDA graph.
 ///
@@ -15,12 +16,17 @@ use candle_core::{Device, Error, Result, bail};
 /// - copies nothing from or to the host, draws no random numbers and takes no decision from a tensor's values;
 /// - does the same every time: the shapes are those of the recording.
 ///
-/// Every tensor that it reads or writes must live as long as the graph: weights, inputs, results. The graph belongs to the
-/// thread that recorded it (it is not `Send`): candle keeps the shapes and strides that kernels read in a cache of the thread.
+/// Every tensor that it reads or writes must live as long as the graph: weights, inputs, results. Only the thread that
+/// recorded it can launch it: candle keeps the shapes and strides that kernels read in a cache of the thread.
 pub struct Graph {
     graph: CudaGraph,
     device: CudaDevice,
+    recorded_on: ThreadId,
 }
+
+// SAFETY: the driver takes handles of graphs from any thread, one at a time, and a `Graph` is not `Sync`. What a launch reads
+// of the recording thread's cache is only read from that thread, which `launch` sees to.
+unsafe impl Send for Graph {}
 
 impl std::fmt::Debug for Graph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -54,7 +60,7 @@ impl Graph {
         let graph = recording.end();
         worked?;
         match graph {
-            Ok(Some(graph)) => Ok(Graph { graph, device: device.clone() }),
+            Ok(Some(graph)) => Ok(Graph { graph, device: device.clone(), recorded_on: std::thread::current().id() }),
             Ok(None) => bail!("nothing was recorded"),
             Err(e) => {
                 Err(e.context("the step cannot be recorded: it freed a tensor from before, or read one's values"))
@@ -65,10 +71,19 @@ impl Graph {
     /// Repeats the recorded launches on the device's stream; they have not ended when this returns.
     ///
     /// # Errors
-    /// The driver refuses, as it does if a tensor made in the recording was kept.
+    /// It is another thread than the recording one; or the driver refuses, as it does if a tensor made in the recording was
+    /// kept.
     pub fn launch(&self) -> Result<()> {
+        if !self.is_of_this_thread() {
+            bail!("another thread recorded this step")
+        }
         let launched = self.graph.launch().w();
         launched.map_err(|e: Error| e.context("the recorded step does not start: was a tensor made in it kept?"))
+    }
+
+    /// Whether this thread recorded it.
+    pub fn is_of_this_thread(&self) -> bool {
+        self.recorded_on == std::thread::current().id()
     }
 
     /// The device on which it was recorded.

@@ -56,6 +56,21 @@ __device__ void mask(float (&s)[KEYS / 8][4], unsigned first_query, unsigned fir
     }
 }
 
+// The mean of the values of 16 queries from `first` on, and for the backward, if it is asked for, the logarithm to base 2 of
+// the sum of exponentials.
+template <int DEPTH>
+__device__ void finish(const float (&sums)[DEPTH / 8][4], const Running& running, Result y, float* logs, unsigned first,
+                       const Rows& q, float scale) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float sum = row_sum(running.sum[half]);
+        const unsigned query = first + half * 8 + threadIdx.x % WARP / 4;
+        if (query >= q.rows) continue;
+        store_row<DEPTH>(y.start + query * y.stride, sums, half, 1.0f / sum, q.depth);
+        if (logs && threadIdx.x % 4 == 0) logs[query] = fmaf(running.largest[half], scale, log2f(sum));
+    }
+}
+
 // DEPTH: channels of a head, padded with zeros. KEYS: keys of a tile. BLOCKS: blocks of 16 queries that a warp takes.
 template <int DEPTH, int KEYS, int BLOCKS>
 __device__ void attend(const Rows& q, const Rows& k, const Rows& v, Result y, float* logs, float scale, bool causal) {
@@ -63,8 +78,7 @@ __device__ void attend(const Rows& q, const Rows& k, const Rows& v, Result y, fl
     // keys and values, each twice: one is read while the other is written
     __shared__ Shared<DEPTH, (4 * KEYS > QUERIES ? 4 * KEYS : QUERIES)> shared;
     __half* const memory = shared.packs[0].values;
-    const unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const unsigned first_of_all = blockIdx.x * QUERIES, first = first_of_all + warp * BLOCKS * 16;
+    const unsigned first_of_all = blockIdx.x * QUERIES, first = first_of_all + threadIdx.x / WARP * BLOCKS * 16;
 
     // 1. the queries, by way of the keys' place
     load_rows<DEPTH, QUERIES>(memory, q, first_of_all);
@@ -111,18 +125,66 @@ __device__ void attend(const Rows& q, const Rows& k, const Rows& v, Result y, fl
         __syncthreads();  // before the tile after next is written where this one lies
     }
 
-    // 3. the mean of the values, and for the backward the logarithm to base 2 of the sum of exponentials
 #pragma unroll
     for (int block = 0; block < BLOCKS; ++block) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const float sum = row_sum(running[block].sum[half]);
-            const unsigned query = first + block * 16 + half * 8 + lane / 4;
-            if (query >= q.rows) continue;
-            store_row<DEPTH>(y.start + query * y.stride, sums[block], half, 1.0f / sum, q.depth);
-            if (lane % 4 == 0) logs[query] = fmaf(running[block].largest[half], scale, log2f(sum));
-        }
+        finish<DEPTH>(sums[block], running[block], y, logs, first + block * 16, q, scale);
     }
+}
+
+// Heads of any width: a block's scores are summed over CHUNK channels at a time, of queries and keys alike, and weigh SLICE
+// channels of the values. Scores are computed again for each slice; the values' products are by far fewer in memory.
+constexpr int CHUNK = 64, WIDE_KEYS = 32, SLICE = 128;
+
+__device__ void attend_wide(const Rows& q, const Rows& k, const Rows& v, Result y, float scale, bool causal) {
+    constexpr int QUERIES = WARPS * 16, BUFFER = (QUERIES + WIDE_KEYS) * PITCH<CHUNK>;
+    // queries and keys, twice: one chunk is read while the next is written
+    __shared__ Shared<CHUNK, 2 * (QUERIES + WIDE_KEYS)> shared;
+    __shared__ Shared<SLICE, WIDE_KEYS> shared_values;
+    __half* const memory = shared.packs[0].values;
+    __half* const values = shared_values.packs[0].values;
+    const unsigned first_of_all = blockIdx.x * QUERIES, first = first_of_all + threadIdx.x / WARP * 16;
+    const unsigned past = first_of_all + QUERIES;
+    const unsigned seen = causal && past < k.rows ? past : k.rows;
+    const unsigned chunks = (q.depth + CHUNK - 1) / CHUNK, steps = (seen + WIDE_KEYS - 1) / WIDE_KEYS * chunks;
+    const auto load_step = [&](unsigned step) {
+        const unsigned channel = step % chunks * CHUNK;
+        const Rows some_q{q.start + channel, q.stride, q.rows, q.depth - channel, q.aligned};
+        const Rows some_k{k.start + channel, k.stride, k.rows, k.depth - channel, k.aligned};
+        __half* const buffer = memory + step % 2 * BUFFER;
+        load_rows<CHUNK, QUERIES>(buffer, some_q, first_of_all);
+        load_rows<CHUNK, WIDE_KEYS>(buffer + QUERIES * PITCH<CHUNK>, some_k, step / chunks * WIDE_KEYS);
+    };
+    float sums[1][SLICE / 8][4] = {}, s[1][WIDE_KEYS / 8][4] = {};
+    Running running = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
+    load_step(0);
+    ptx::cp_async_commit();
+    for (unsigned step = 0; step < steps; ++step) {
+        const unsigned first_key = step / chunks * WIDE_KEYS;
+        // the values arrive with the tile's second chunk; there are two at least
+        if (step % chunks == 0) load_rows<SLICE, WIDE_KEYS>(values, v, first_key);
+        if (step + 1 < steps) load_step(step + 1);
+        ptx::cp_async_commit();
+        ptx::cp_async_wait<1>();  // all but what was just asked for
+        __syncthreads();
+        const __half* const buffer = memory + step % 2 * BUFFER;
+        uint32_t queries[1][CHUNK / 16][4];
+        left_factors<CHUNK, 1>(queries, buffer);
+        times_transposed<CHUNK, WIDE_KEYS, 1>(s, queries, buffer + QUERIES * PITCH<CHUNK>);
+        if (step % chunks + 1 == chunks) {
+            if (first_key + WIDE_KEYS > k.rows || (causal && first_key + WIDE_KEYS - 1 > first)) {
+                mask<WIDE_KEYS>(s[0], first, first_key, k.rows, causal);
+            }
+            weigh<SLICE, WIDE_KEYS>(s[0], sums[0], running, scale);
+            times<SLICE, WIDE_KEYS, 1>(sums, s, values);
+#pragma unroll
+            for (int j = 0; j < WIDE_KEYS / 8; ++j) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) s[0][j][i] = 0.0f;
+            }
+        }
+        __syncthreads();  // before the chunk after next, or the next values, are written where these lie
+    }
+    finish<SLICE>(sums[0], running, y, nullptr, first, Rows{q.start, q.stride, q.rows, v.depth, q.aligned}, scale);
 }
 
 }  // namespace
@@ -152,3 +214,17 @@ ATTENTION(64, 64, 2)
 ATTENTION(80, 64, 1)
 ATTENTION(128, 32, 1)
 ATTENTION(160, 32, 1)
+
+// Block (tile of queries, head and slice of its values, picture).
+extern "C" __global__ void __launch_bounds__(THREADS) attention_wide(
+    const __half* q, const __half* kv, __half* y, size_t q_picture, size_t q_row, size_t kv_picture, size_t kv_row,
+    unsigned queries, unsigned keys, unsigned depth, unsigned values, float scale, unsigned causal, unsigned aligned) {
+    const unsigned slices = (depth + SLICE - 1) / SLICE, slice = blockIdx.y % slices * SLICE;
+    const size_t head = static_cast<size_t>(blockIdx.y / slices) * depth;
+    const size_t width = static_cast<size_t>(gridDim.y / slices) * depth;
+    const __half* const k = kv + blockIdx.z * kv_picture + head;
+    attend_wide(Rows{q + blockIdx.z * q_picture + head, q_row, queries, depth, aligned != 0},
+                Rows{k, kv_row, keys, depth, aligned != 0},
+                Rows{k + values + slice, kv_row, keys, depth - slice, aligned != 0},
+                Result{y + static_cast<size_t>(blockIdx.z) * queries * width + head + slice, width}, scale, causal != 0);
+}

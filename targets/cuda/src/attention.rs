@@ -93,6 +93,9 @@ pub(crate) struct Arguments {
 
 /// The tiled kernels: channels of a head, padded; queries of a block of the forward.
 const TILED: [(usize, usize); 7] = [(16, 128), (32, 128), (48, 128), (64, 128), (80, 64), (128, 64), (160, 64)];
+/// The kernel for wider heads: queries of a block, and channels of the values.
+const WIDE_QUERIES: usize = 64;
+const WIDE_SLICE: usize = 128;
 /// Rows of a block of the backward, and threads of every tiled kernel's block.
 const OWN_ROWS: usize = 64;
 const THREADS: u32 = 128;
@@ -103,9 +106,9 @@ impl Arguments {
         TILED.into_iter().find(|&(depth, _)| self.dims.per_head <= depth)
     }
 
-    /// A block for each tile of so many rows of each head of each picture.
-    fn blocks(&self, rows: usize, of_block: usize) -> Result<LaunchConfig> {
-        let Dims { heads, batch, .. } = self.dims;
+    /// A block for each tile of so many rows of each head, or part of one, of each picture.
+    fn blocks(&self, rows: usize, of_block: usize, heads: usize) -> Result<LaunchConfig> {
+        let batch = self.dims.batch;
         if heads > 65535 || batch > 65535 {
             bail!("attention of {batch} pictures with {heads} heads is more than one launch can do")
         }
@@ -146,8 +149,30 @@ impl Arguments {
         launch.arg(&self.q.picture).arg(&self.q.row).arg(&self.kv.picture).arg(&self.kv.row);
         launch.arg(&queries_each).arg(&keys).arg(&per_head).arg(&channels).arg(&scale).arg(&causal).arg(&in_line);
         // SAFETY: the kernel's arguments; sizes and strides are those of views that lie in their storage.
-        unsafe { launch.launch(self.blocks(queries, of_block)?) }.w()?;
+        unsafe { launch.launch(self.blocks(queries, of_block, self.dims.heads)?) }.w()?;
         Ok(both)
+    }
+
+    /// The result for heads that have no kernel of their own.
+    fn wide_forward(
+        &self,
+        device: &CudaDevice,
+        q: &CudaView<'_, f16>,
+        kv: &CudaView<'_, f16>,
+    ) -> Result<CudaSlice<f16>> {
+        let Dims { queries, keys, channels, per_head, heads, .. } = self.dims;
+        let mut y = unwritten::<f16>(device, self.dims.result())?;
+        let [n, m, per_head_each, values] = [size(queries)?, size(keys)?, size(per_head)?, size(channels)?];
+        let (scale, causal, in_line) = (self.scale(), u32::from(self.causal), u32::from(self.in_line()));
+        let attention = kernels::function(device, Module::Attention, "attention_wide")?;
+        let mut launch = attention.builder();
+        launch.arg(q).arg(kv).arg(&mut y);
+        launch.arg(&self.q.picture).arg(&self.q.row).arg(&self.kv.picture).arg(&self.kv.row);
+        launch.arg(&n).arg(&m).arg(&per_head_each).arg(&values).arg(&scale).arg(&causal).arg(&in_line);
+        let blocks = self.blocks(queries, WIDE_QUERIES, heads * per_head.div_ceil(WIDE_SLICE))?;
+        // SAFETY: the kernel's arguments; sizes and strides are those of views that lie in their storage.
+        unsafe { launch.launch(blocks) }.w()?;
+        Ok(y)
     }
 
     /// The gradients of `q` and `kv`, one after the other.
@@ -180,7 +205,7 @@ impl Arguments {
             launch.arg(&self.q.picture).arg(&self.q.row).arg(&self.kv.picture).arg(&self.kv.row);
             launch.arg(&n).arg(&m).arg(&per_head).arg(&channels).arg(&scale).arg(&causal).arg(&in_line);
             // SAFETY: the kernel's arguments; sizes and strides are those of views that lie in their storage.
-            unsafe { launch.launch(self.blocks(rows, OWN_ROWS)?) }.w()?;
+            unsafe { launch.launch(self.blocks(rows, OWN_ROWS, self.dims.heads)?) }.w()?;
         }
         Ok(both)
     }
@@ -246,8 +271,7 @@ impl CustomOp2 for Attention {
                 CudaStorage::wrap_cuda_slice(y, device.clone())
             }
             (DType::F16, None) => {
-                let (wide, q, kv) = scores::widened(device, &arguments, qs.as_cuda_slice()?, kvs.as_cuda_slice()?)?;
-                let y = scores::narrowed(device, &scores::forward(device, &wide, &q, &kv)?)?;
+                let y = arguments.wide_forward(device, &view(qs, ql)?, &view(kvs, kvl)?)?;
                 CudaStorage::wrap_cuda_slice(y, device.clone())
             }
             _ => {

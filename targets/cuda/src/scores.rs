@@ -1,5 +1,5 @@
-//! Attention with its scores in memory, all in f32: the form for f32 activations and for heads that the tiled kernels have
-//! no room for. Heads, and where one head is too much its queries, are taken so many at a time that memory stays bounded.
+//! Attention with its scores in memory, all in f32: the form for f32 activations and for the gradients of heads that the
+//! tiled kernels have no room for. Heads, and where one head is too much its queries, are taken so many at a time that memory stays bounded.
 
 use crate::add::one_each;
 use crate::attention::{Arguments, Dims, Rows};

@@ -1,4 +1,5 @@
 //! The sum of two maps: exactly the CPU's, rounded once.
+#![cfg(feature = "cuda")]
 
 mod numbers;
 

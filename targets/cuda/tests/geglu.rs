@@ -1,4 +1,5 @@
 //! GEGLU and its gradient against the CPU's in f32 on the same numbers.
+#![cfg(feature = "cuda")]
 
 mod numbers;
 

@@ -1,4 +1,5 @@
 //! GroupNorm and LayerNorm and their gradients against the CPU's, whose sums are f64, on the same numbers.
+#![cfg(feature = "cuda")]
 
 mod numbers;
 

@@ -1,19 +1,15 @@
 //! The kernels of `kernels/*.cu`, one PTX module each, made by the build script; a module is loaded when its first function is
 //! asked for.
 
-use candle_core::cuda::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::Result;
+use candle_core::cuda::CudaDevice;
 use candle_core::cuda::cudarc::driver::{CudaFunction, CudaStream, LaunchArgs};
-use candle_core::cuda::{CudaDevice, WrapErr};
-use candle_core::{Error, Result};
 use std::sync::Arc;
 
 mod modules {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 }
 pub(crate) use modules::{BUILT_WITH, COMPILED_FOR};
-
-/// What a block may have of shared memory without asking, in bytes.
-const SHARED_BYTES: usize = 48 * 1024;
 
 /// A file of `kernels/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,22 +55,6 @@ impl CudaFunc {
     /// A launch on the device's stream, to be given its arguments one by one.
     pub(crate) fn builder(&self) -> LaunchArgs<'_> {
         self.stream.launch_builder(&self.function)
-    }
-
-    /// Lets a block have `bytes` of dynamic shared memory at launch.
-    ///
-    /// # Errors
-    /// The GPU has less (99 KiB on sm_86 and sm_89, 163 on sm_87, 227 on sm_90).
-    pub(crate) fn allow_shared_memory(&self, bytes: usize) -> Result<()> {
-        if bytes <= SHARED_BYTES {
-            return Ok(());
-        }
-        let asked = i32::try_from(bytes).map_err(Error::wrap)?;
-        let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        self.function
-            .set_attribute(limit, asked)
-            .w()
-            .map_err(|e: Error| e.context(format!("a block of this GPU may not have {bytes} bytes of shared memory")))
     }
 }
 

@@ -137,21 +137,18 @@ fn copies_beside_the_computation() -> Result<()> {
     Ok(())
 }
 
+/// More shared memory than a block may have without asking, or too many threads.
 #[test]
-fn shared_memory_beyond_48_kib_is_asked_for() -> Result<()> {
+fn launches_that_do_not_fit_are_errors() -> Result<()> {
     let device = device();
     let input = device.clone_htod(&[0f32; 256])?;
     let mut out = device.alloc_zeros::<f32>(256)?;
     let function = function(&device, Module::PtxTest, "copy")?;
-    let mut launch = |bytes| {
+    for config in [warp(64 * 1024), LaunchConfig { block_dim: (2048, 1, 1), ..warp(1024) }] {
         let mut builder = function.builder();
         builder.arg(&input).arg(&mut out).arg(&32i32);
-        // SAFETY: as above.
-        unsafe { builder.launch(warp(bytes)) }.map(|_| ())
-    };
-    assert!(launch(64 * 1024).is_err());
-    function.allow_shared_memory(64 * 1024)?;
-    assert!(launch(64 * 1024).is_ok());
-    assert!(function.allow_shared_memory(1 << 20).is_err());
+        // SAFETY: nothing runs.
+        assert!(unsafe { builder.launch(config) }.is_err());
+    }
     Ok(())
 }

@@ -78,8 +78,8 @@ struct Pixel {
         if (m >= product.m) top = -(1 << 15); // no tap brings it back
     }
 
-    /// In 16 bits each; a map has fewer rows and columns than they count.
-    __device__ int corner() const { return top * (1 << 16) | (left & 0xffff); }
+    /// In 16 bits each, which is enough for a map; a plain matrix's rows do not fit and have no second tap to look for.
+    __device__ int corner() const { return (int)((uint32_t)top << 16 | ((uint32_t)left & 0xffff)); }
     __device__ Pixel(int picture, int corner) : picture(picture), top(corner >> 16), left((int16_t)corner) {}
 
     /// The row of memory that a tap reads; false where there is none, which then counts as zeros.

@@ -3,7 +3,7 @@
 
 mod frozen;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CustomOp1, DType, Device, Tensor};
 use frozen::{ACTIVATIONS, Frozen, KINDS, Kind, Layers, device, numbers};
 use pleinair_cuda::Conv3x3;
 
@@ -87,6 +87,41 @@ fn large_and_deep() {
             let deep = Map { batch: 1, height: 3, width: 3, channels: (128, 72), repeat, stride };
             for map in [large, deep] {
                 compare(&device, kind, DType::F16, map);
+            }
+        }
+    }
+}
+
+/// What is gathered beyond the end of k or of a picture is zero, not whatever lies there.
+#[test]
+fn a_picture_of_nan_stays_by_itself() {
+    let device = device();
+    for dtype in ACTIVATIONS {
+        for (repeat, stride) in WAYS {
+            for channels in [8, 5] {
+                let layer = Conv3x3 {
+                    weight: Frozen::new(&device, Kind::F16, (channels, 9 * channels), channels).gpu,
+                    bias: Tensor::zeros(channels, DType::F32, &device).unwrap(),
+                    height: 3,
+                    width: 4,
+                    repeat,
+                    stride,
+                };
+                let nan_in_the_middle = |map: &[usize]| {
+                    let mut x = numbers(1, 3 * map[1] * map[2]);
+                    x[map[1] * map[2]..2 * map[1] * map[2]].fill(f32::NAN);
+                    Tensor::from_vec(x, (3, map[1], map[2]), &device).unwrap().to_dtype(dtype).unwrap()
+                };
+                let x = nan_in_the_middle(&[3, 12, channels]);
+                let y = x.apply_op1(layer.clone()).unwrap();
+                let dx = layer.bwd(&x, &y, &nan_in_the_middle(y.dims())).unwrap().unwrap();
+                for map in [y, dx] {
+                    for (i, picture) in map.to_dtype(DType::F32).unwrap().to_vec3::<f32>().unwrap().iter().enumerate() {
+                        let nan = picture.iter().flatten().filter(|x| x.is_nan()).count();
+                        let all = if i == 1 { picture.len() * channels } else { 0 };
+                        assert_eq!(nan, all, "{dtype:?}, {channels} channels, {repeat}/{stride}, picture {i}");
+                    }
+                }
             }
         }
     }

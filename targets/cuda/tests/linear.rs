@@ -5,7 +5,7 @@ mod frozen;
 
 use candle_core::{CustomOp1, DType, Device, Tensor, Var};
 use frozen::{ACTIVATIONS, Bound, Frozen, KINDS, Kind, Layers, device, numbers};
-use pleinair_cuda::{Linear, Values, Weight};
+use pleinair_cuda::{Graph, Linear, Values, Weight};
 use std::sync::Arc;
 
 fn compare(device: &Device, kind: Kind, dtype: DType, (m, k, n): (usize, usize, usize), with_bias: bool) -> f64 {
@@ -75,6 +75,43 @@ fn a_result_is_the_same_every_time() {
     let layer = Linear { weight: frozen.gpu.clone(), bias: None };
     let y = || x.apply_op1(layer.clone()).unwrap().flatten_all().unwrap().to_vec1::<half::f16>().unwrap();
     assert_eq!(y(), y());
+}
+
+/// What a tile holds beyond the end of k and of the rows is zero times zero, not zero times whatever lies there.
+#[test]
+fn a_row_of_nan_stays_in_its_row() {
+    let device = device();
+    for dtype in ACTIVATIONS {
+        for k in [8, 40, 33] {
+            let frozen = Frozen::new(&device, Kind::F16, (16, k), k);
+            let mut x = numbers(1, 5 * k);
+            x[2 * k..3 * k].fill(f32::NAN);
+            let x = Tensor::from_vec(x, (5, k), &device).unwrap().to_dtype(dtype).unwrap();
+            let y = x.apply_op1(Linear { weight: frozen.gpu.clone(), bias: None }).unwrap();
+            for (row, y) in y.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap().into_iter().enumerate() {
+                assert!(y.iter().all(|y| y.is_nan() == (row == 2)), "{dtype:?}, k = {k}, row {row}: {y:?}");
+            }
+        }
+    }
+}
+
+/// Partial sums are memory of the graph.
+#[test]
+fn a_recorded_layer_computes_with_new_inputs() {
+    let device = device();
+    let frozen = Frozen::new(&device, Kind::Smooth, (64, 2048), 2048);
+    let layer = Linear { weight: frozen.gpu.clone(), bias: Some(Tensor::ones(64, DType::F32, &device).unwrap()) };
+    let input =
+        |seed| Tensor::from_vec(numbers(seed, 3 * 2048), (3, 2048), &device).unwrap().to_dtype(DType::F16).unwrap();
+    let x = input(1).copy().unwrap();
+    let y = Tensor::zeros((3, 64), DType::F16, &device).unwrap();
+    let graph = Graph::capture(&device, || y.slice_set(&x.apply_op1(layer.clone())?, 0, 0)).unwrap();
+    for seed in [2, 3] {
+        x.slice_set(&input(seed), 0, 0).unwrap();
+        graph.launch().unwrap();
+        let want = input(seed).apply_op1(layer.clone()).unwrap();
+        assert_eq!(y.to_vec2::<half::f16>().unwrap(), want.to_vec2::<half::f16>().unwrap());
+    }
 }
 
 /// Rows in the middle of their memory, at an address that is no multiple of 16 bytes and at one that is.

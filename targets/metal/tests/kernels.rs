@@ -1,9 +1,11 @@
 //! Every op's plan and every kernel of ours, run on the CPU, against the CPU's ops: forward and backward, with activations
 //! of both types, at sizes around the edges of SIMD groups, threadgroups and parts, with temporaries of many sizes.
 
+mod beside;
 mod emulated;
 
-use candle_core::{CustomOp1, Device, Tensor, Var};
+use beside::{flat, near, norm_terms, numbers, oracle, tensor, unit};
+use candle_core::Var;
 use emulated::{Bytes, Emulated};
 use half::f16;
 use pleinair_metal::kernels;
@@ -72,37 +74,6 @@ fn arguments_are_numbered_in_their_order() {
     }
 }
 
-/// Pseudorandom numbers in [-1, 1) that f16 has.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        f16::from_f32((state >> 40) as f32 / (1 << 23) as f32 - 1.0).to_f32()
-    };
-    (0..count).map(|_| next()).collect()
-}
-
-/// Unit roundoff.
-fn unit(kind: Kind) -> f32 {
-    match kind {
-        Kind::F32 => 1.0 / (1 << 24) as f32,
-        Kind::F16 => 1.0 / (1 << 11) as f32,
-    }
-}
-
-/// No number may be off by more than so many roundings of the largest, and of `terms`: what its largest terms, where they
-/// cancel, add up to, times a unit roundoff.
-fn near(what: &str, kind: Kind, roundings: f32, terms: f32, got: &[f32], want: &[f32]) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let size = want.iter().fold(0.0f32, |size, w| size.max(w.abs()));
-    // f16 has nothing between the multiples of 2^-24
-    let bound = roundings * (unit(kind) * size + terms + if kind == Kind::F16 { 6e-8 } else { 0.0 });
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        let off = (got - want).abs();
-        assert!(off <= bound, "{what} {kind:?}: number {i} is {got}, not {want}: off by {off}, more than {bound}");
-    }
-}
-
 #[test]
 #[should_panic(expected = "number 1 is NaN")]
 fn the_comparison_catches_nan() {
@@ -113,23 +84,6 @@ fn the_comparison_catches_nan() {
 #[should_panic(expected = "number 0 is 1.002")]
 fn the_comparison_catches_a_difference() {
     near("", Kind::F16, 2.0, 0.0, &[1.002], &[1.0]);
-}
-
-fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
-    Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
-}
-
-fn flat(x: &Tensor) -> Vec<f32> {
-    x.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// The CPU's result and gradient.
-fn oracle(op: impl CustomOp1 + Send + Sync + 'static, x: &Tensor, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let x = Var::from_tensor(x).unwrap();
-    let y = x.apply_op1(op).unwrap();
-    let dy = tensor(dy, y.dims());
-    let gradients = (&y * dy).unwrap().sum_all().unwrap().backward().unwrap();
-    (flat(&y), flat(gradients.get(&x).unwrap()))
 }
 
 fn bench(machine: &Emulated, kind: Kind, limits: Limits) -> Bench<'_, Emulated> {
@@ -293,20 +247,6 @@ fn conv_agrees(
     // each of the taps rounds, too
     let taps = (9 * g.repeat * g.repeat) as f32;
     near(&what, kind, 4.0 + taps + (layer.outputs as f32).sqrt(), unit(kind), &got, dx);
-}
-
-/// What an f32 number minus the mean may be off by, over the standard deviation, in the result and in the gradient, where
-/// one more deviation divides it.
-fn norm_terms(members: &[Vec<f32>]) -> (f32, f32) {
-    let mut terms = (0.0f32, 0.0f32);
-    for group in members {
-        let mean = group.iter().sum::<f32>() / group.len() as f32;
-        let variance = group.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / group.len() as f32;
-        let reciprocal = 1.0 / (variance + 1e-5).sqrt();
-        let off = unit(Kind::F32) * group.iter().fold(1.0f32, |size, x| size.max(x.abs())) * reciprocal;
-        terms = (terms.0.max(off), terms.1.max(off * reciprocal));
-    }
-    terms
 }
 
 #[test]

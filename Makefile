@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aarch64 check-cuda test-cuda build-cuda check-metal test-slow fuzz lint build bundles measure-convert bench-peers tools fuzz-tools cxx references clean
+.PHONY: help demo test test-aarch64 check-cuda test-cuda build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers tools fuzz-tools cxx references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -55,6 +55,9 @@ fuzz: fuzz-tools ## let libFuzzer look for files that break a reader, FUZZ_SECON
 check-metal: tools ## type-check everything for Apple silicon, on a machine that is none
 	targets/metal.sh check -p pleinair-metal --features metal --all-targets
 	targets/metal.sh check --features metal
+
+metal-day: tools ## on a Mac: every Metal op and the networks on its GPU, benchmarks, one JSON (an hour; QUICK=1 for minutes)
+	QUICK=$(QUICK) targets/metal/day.sh
 
 test-slow: tools ## the tests that take minutes: a whole lesson through int8 on the default model
 	$(CARGO) test --workspace --no-fail-fast -- --ignored --nocapture

@@ -1,20 +1,18 @@
 #!/usr/bin/env bash
-# targets/metal.sh ARGUMENT...: cargo for Apple Silicon on a machine that is none: `check` sees every line of Rust that a
-# Mac compiles, and `build` of a library makes its objects; programs would need Apple's linker inputs. The standard library
-# is made from source by a compiler of its version, Debian's, unpacked in build/rust; the assembly of dependencies needs
-# clang. The .metal sources are another matter: targets/metal/tests/kernels.rs runs them.
+# targets/metal.sh ARGUMENT...: cargo for Apple Silicon on a machine that is none. `check` sees every line of Rust that a Mac
+# compiles. The standard library is made from source by a compiler of its version, Debian's, unpacked in build/rust; C is
+# not compiled, and nothing is linked. The .metal sources are another matter: targets/metal/tests/kernels.rs runs them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=aarch64-apple-darwin
 # shellcheck source=targets/debian_rust.sh
 . targets/debian_rust.sh
 
-command -v clang-14 >/dev/null && command -v llvm-ar-14 >/dev/null || install_missing clang-14 llvm-14
 unpack_rust "run this on a Mac"
 export RUSTC=$rust_folder/rustc RUSTDOC=$rust_folder/rustdoc CARGO=$rust_folder/cargo
 # building the standard library is no stable feature of cargo
 export RUSTC_BOOTSTRAP=1
-export CC_aarch64_apple_darwin=clang-14 CXX_aarch64_apple_darwin=clang++-14 AR_aarch64_apple_darwin=llvm-ar-14
+export CC_aarch64_apple_darwin=$PWD/targets/metal/cc CXX_aarch64_apple_darwin=$PWD/targets/metal/cc AR_aarch64_apple_darwin=ar
 # else the compiler asks Xcode where Apple's headers are
 export SDKROOT=/
 # Two compilers must not take turns in one folder.

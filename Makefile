@@ -52,7 +52,8 @@ FUZZ ?=
 fuzz: fuzz-tools ## let libFuzzer look for files that break a reader, FUZZ_SECONDS=20 for each
 	tests/fuzz/run.sh $(FUZZ)
 
-check-metal: tools ## type-check everything for Apple silicon, on a machine that is none
+check-metal: cxx ## type-check everything for Apple silicon, on a machine that is none, and run the Metal kernels on the CPU
+	targets/metal.sh kernels
 	targets/metal.sh check -p pleinair-metal --features metal --all-targets
 	targets/metal.sh check --features metal
 

@@ -4,6 +4,7 @@
 //! the first op of a type runs. The plans of the ops, which kernels run on how many threads and on which parts of which
 //! buffers, know nothing of Metal ([`plan`], [`machine`]): tests run them, and the kernels compiled as C++, on any machine.
 
+pub mod gemm;
 pub mod kernels;
 pub mod machine;
 pub mod plan;

@@ -1,5 +1,6 @@
 //! A machine for the ops' plans without a GPU: our kernels compiled as C++ and run on the CPU, products and the fused
 //! attention by their definitions. Memory that nobody wrote is NaN, and what lies behind it may not change.
+#![allow(dead_code, reason = "each test uses what it needs")]
 
 use candle_core::{Result, bail};
 use half::f16;
@@ -52,7 +53,7 @@ impl Bytes {
         (0..count).map(|i| number(self.place(), i, kind)).collect()
     }
 
-    fn at(&self, offset: usize) -> *mut u8 {
+    pub fn at(&self, offset: usize) -> *mut u8 {
         assert!(offset <= self.len, "a place {offset} bytes into {}", self.len);
         // SAFETY: the words are more.
         unsafe { (*self.words.get()).as_mut_ptr().cast::<u8>().add(offset) }
@@ -101,20 +102,28 @@ type Run = unsafe extern "C" fn(*const c_char, *const *mut c_void, usize, *const
 fn library(kind: Kind) -> &'static Library {
     static LIBRARIES: [OnceLock<Library>; 2] = [OnceLock::new(), OnceLock::new()];
     LIBRARIES[kind as usize].get_or_init(|| {
-        let folder = tempfolder();
-        let source = folder.join(format!("kernels-{}.cpp", kind.metal_name()));
         let table: String = kernels::names().iter().map(|name| format!("shim::entry(\"{name}\", {name}),\n")).collect();
         let text = format!(
             "#include <metal_stdlib>\n{}\n#include \"run.hpp\"\nconst shim::Entry shim::entries[] = {{\n{table}}};\n\
              const size_t shim::entry_count = sizeof entries / sizeof *entries;\n",
             kernels::source(kind)
         );
-        std::fs::write(&source, text).unwrap();
-        let library = source.with_extension("so");
-        compile(&source, &library);
-        // SAFETY: it was just made from our own sources, and has no initialisers to speak of.
-        unsafe { Library::new(&library) }.unwrap()
+        shared_library(
+            &format!("kernels-{}", kind.metal_name()),
+            &text,
+            &["-Wall", "-Wextra", "-Werror", "-Wno-attributes"],
+        )
     })
+}
+
+/// C++ that includes what is in `shim/`, compiled and loaded.
+pub fn shared_library(name: &str, text: &str, warnings: &[&str]) -> Library {
+    let source = tempfolder().join(name).with_extension("cpp");
+    std::fs::write(&source, text).unwrap();
+    let library = source.with_extension("so");
+    compile(&source, &library, warnings);
+    // SAFETY: it was just made from sources of ours and of dependencies, and has no initialisers to speak of.
+    unsafe { Library::new(&library) }.unwrap()
 }
 
 /// A folder of this process's own.
@@ -124,21 +133,12 @@ fn tempfolder() -> PathBuf {
     folder
 }
 
-fn compile(source: &Path, library: &Path) {
+fn compile(source: &Path, library: &Path, warnings: &[&str]) {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let shim = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim");
     let output = Command::new(&compiler)
-        .args([
-            "-std=c++17",
-            "-O2",
-            "-ffp-contract=off",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-Wno-attributes",
-            "-shared",
-            "-fPIC",
-        ])
+        .args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC"])
+        .args(warnings)
         .args([Path::new("-I"), &shim, Path::new("-o"), library, source])
         .output()
         .unwrap_or_else(|error| panic!("{compiler} could not be started ({error}): install g++"));

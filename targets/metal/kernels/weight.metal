@@ -23,7 +23,7 @@ kernel void half_tile(device const half* w [[buffer(0)]], device Number* y [[buf
 }
 
 // rows[o, i] * scales[o] / smooth[i]
-kernel void int8_tile(device const char* rows [[buffer(0)]], device const float* scales [[buffer(1)]],
+kernel void int8_tile(device const int8_t* rows [[buffer(0)]], device const float* scales [[buffer(1)]],
                       device const float* smooth [[buffer(2)]], device Number* y [[buffer(3)]], constant Tile& p [[buffer(4)]],
                       uint i [[thread_position_in_grid]]) {
     if (i >= p.count) return;

@@ -68,9 +68,11 @@ impl Weight {
     }
 
     /// With the values where they are, in a mapped file, if they lie in one: the GPU reads the file's pages, which are in
-    /// memory once. Metal takes whole pages only, so the buffer begins at the page that has the first value and ends with
-    /// the page that has the last; that needs a file which itself begins at a page, as every mapping does. What lies
-    /// elsewhere (in a vector, say) is copied.
+    /// memory once. `newBufferWithBytesNoCopy` takes an address and a length that are multiples of a page's size, so the
+    /// buffer begins with the page that has the first value and ends with the page that has the last, and the weight keeps
+    /// where in it the values begin; that needs a file which itself begins at a page, as every mapping does. (candle's
+    /// `MetalStorage` can be made of such a buffer, but begins at its first byte, which only a file with every tensor at a
+    /// page's start would suit.) What lies elsewhere, in a vector say, is copied.
     ///
     /// # Errors
     /// As [`Weight::new`].

@@ -9,7 +9,7 @@ mod weight;
 
 pub use weight::{Stored, Weight};
 
-use crate::machine::{Call, Kind, Machine, Place};
+use crate::machine::{Call, Kind, Machine, Place, Word};
 use candle_core::Result;
 
 /// Bytes that a temporary matrix may have: the neighbourhoods of a convolution, the scores of attention.
@@ -73,6 +73,8 @@ impl<'a, D: Machine> Bench<'a, D> {
         parameters: &[u32],
         threads: usize,
     ) -> Result<()> {
+        // a thread's place in the grid has 32 bits, too
+        threads.word()?;
         self.machine.run(Call { kernel, kind: self.kind, reads, writes, parameters, threads })
     }
 }

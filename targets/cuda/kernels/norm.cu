@@ -36,20 +36,34 @@ struct Part {
         first = blockIdx.y * part_pixels;
         last = first + part_pixels < pixels ? first + part_pixels : pixels;
     }
-    // Where a part's statistics of the block's `column`th channel are put.
+    // Where a part's statistics are put, one channel's after the other's.
     __device__ size_t statistic(unsigned channels) const {
         return (static_cast<size_t>(blockIdx.z) * gridDim.y + blockIdx.y) * channels;
     }
 };
 
-__device__ unsigned thread_in_block() { return threadIdx.y * COLUMNS + threadIdx.x; }
+// What the threads one below the other have of their channels, for the block's first threads to merge, each a channel. The
+// `i`th of every thread of a row lie side by side, and rows are offset against each other, so that a warp writes and reads
+// different banks.
+template <typename S, int WIDTH> struct Merge {
+    static constexpr unsigned PITCH = COLUMNS * (WIDTH + 1);
+    S threads[ROWS][PITCH];
+    __device__ S& own(int i) { return threads[threadIdx.y][i * COLUMNS + threadIdx.x]; }
+    __device__ static unsigned thread() { return threadIdx.y * COLUMNS + threadIdx.x; }
+    __device__ const S& of_row(unsigned row) const { return threads[row][thread()]; }
+    // This thread's channel to merge; `channels` if there is none.
+    __device__ static unsigned channel(unsigned channels) {
+        const unsigned channel = (blockIdx.x * COLUMNS + thread() % COLUMNS) * WIDTH + thread() / COLUMNS;
+        return thread() < COLUMNS * WIDTH && channel < channels ? channel : channels;
+    }
+};
 
 // Welford's update per thread, and Chan's merge of the block's threads: nothing is squared but differences from a mean, so
 // that a large mean costs no digits of the variance.
 template <typename T, int WIDTH>
 __device__ void group_norm_moments(const T* x, Moments* of_parts, unsigned pixels, unsigned channels,
                                    unsigned part_pixels) {
-    __shared__ Moments threads[ROWS][COLUMNS * WIDTH];
+    __shared__ Merge<Moments, WIDTH> merge;
     const Part part(WIDTH, pixels, channels, part_pixels);
     float mean[WIDTH] = {}, squares[WIDTH] = {};
     if (part.channel < channels) {
@@ -68,21 +82,21 @@ __device__ void group_norm_moments(const T* x, Moments* of_parts, unsigned pixel
         }
     }
 #pragma unroll
-    for (int i = 0; i < WIDTH; ++i) threads[threadIdx.y][threadIdx.x * WIDTH + i] = Moments{mean[i], squares[i]};
+    for (int i = 0; i < WIDTH; ++i) merge.own(i) = Moments{mean[i], squares[i]};
     __syncthreads();
-    const unsigned column = thread_in_block(), channel = blockIdx.x * COLUMNS * WIDTH + column;
-    if (column >= COLUMNS * WIDTH || channel >= channels) return;
+    const unsigned channel = merge.channel(channels);
+    if (channel == channels) return;
     const unsigned count = part.last - part.first;
     float merged_mean = 0.0f, merged_squares = 0.0f;
     for (unsigned row = 0; row < ROWS && row < count; ++row) {
         const float of_thread = static_cast<float>((count - row + ROWS - 1) / ROWS);
-        merged_mean = fmaf(of_thread, threads[row][column].mean, merged_mean);
+        merged_mean = fmaf(of_thread, merge.of_row(row).mean, merged_mean);
     }
     merged_mean /= static_cast<float>(count);
     for (unsigned row = 0; row < ROWS && row < count; ++row) {
         const float of_thread = static_cast<float>((count - row + ROWS - 1) / ROWS);
-        const float difference = threads[row][column].mean - merged_mean;
-        merged_squares += fmaf(of_thread * difference, difference, threads[row][column].squares);
+        const float difference = merge.of_row(row).mean - merged_mean;
+        merged_squares += fmaf(of_thread * difference, difference, merge.of_row(row).squares);
     }
     of_parts[part.statistic(channels) + channel] = Moments{merged_mean, merged_squares};
 }
@@ -209,7 +223,7 @@ template <typename T, int WIDTH>
 __device__ void group_norm_sums(const T* x, const T* dy, const Moments* of_groups, const float* weight,
                                 const float* bias, Sums* of_parts, unsigned pixels, unsigned channels, unsigned groups,
                                 unsigned part_pixels, unsigned silu) {
-    __shared__ Sums threads[ROWS][COLUMNS * WIDTH];
+    __shared__ Merge<Sums, WIDTH> merge;
     const Part part(WIDTH, pixels, channels, part_pixels);
     float g[WIDTH] = {}, gn[WIDTH] = {};
     if (part.channel < channels) {
@@ -229,14 +243,14 @@ __device__ void group_norm_sums(const T* x, const T* dy, const Moments* of_group
         }
     }
 #pragma unroll
-    for (int i = 0; i < WIDTH; ++i) threads[threadIdx.y][threadIdx.x * WIDTH + i] = Sums{g[i], gn[i]};
+    for (int i = 0; i < WIDTH; ++i) merge.own(i) = Sums{g[i], gn[i]};
     __syncthreads();
-    const unsigned column = thread_in_block(), channel = blockIdx.x * COLUMNS * WIDTH + column;
-    if (column >= COLUMNS * WIDTH || channel >= channels) return;
+    const unsigned channel = merge.channel(channels);
+    if (channel == channels) return;
     Sums merged{0.0f, 0.0f};
     for (unsigned row = 0; row < ROWS; ++row) {
-        merged.g += threads[row][column].g;
-        merged.gn += threads[row][column].gn;
+        merged.g += merge.of_row(row).g;
+        merged.gn += merge.of_row(row).gn;
     }
     of_parts[part.statistic(channels) + channel] = merged;
 }

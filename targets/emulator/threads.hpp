@@ -6,8 +6,8 @@
 // a barrier that some threads of the block never reach or reach elsewhere, a collective that some lanes of the warp never
 // reach, a shuffle from a lane that takes no part.
 //
-// EMULATOR_ORDER=reverse in the environment lets the last thread run first: a result that depends on the order has a
-// barrier missing.
+// EMULATOR_ORDER=reverse in the environment lets the last thread run first, EMULATOR_ORDER=hasty lets a warp run on to the
+// block's next barrier before any other: a result that depends on the order has a barrier missing.
 #pragma once
 
 #include <sys/mman.h>
@@ -215,11 +215,9 @@ private:
     };
 
     Block(Dim3 threads, Dim3 block, Dim3 blocks) : threads_(threads.count()), warps_((threads.count() + WARP - 1) / WARP) {
-        static const bool reverse = [] {
-            const char* order = std::getenv("EMULATOR_ORDER");
-            return order && !std::strcmp(order, "reverse");
-        }();
-        reverse_ = reverse;
+        static const char* const order = std::getenv("EMULATOR_ORDER");
+        reverse_ = order && !std::strcmp(order, "reverse");
+        hasty_ = order && !std::strcmp(order, "hasty");
         alive_ = unsigned(threads_.size());
         for (unsigned i = 0; i < alive_; i++) {
             Thread& thread = threads_[i];
@@ -241,7 +239,9 @@ private:
     void next(void** from) {
         void* to;
         if (first_ready_ < ready_.size()) {
-            running_ = ready_[first_ready_++];
+            // those who were let go last are the lanes of a warp that is ahead
+            running_ = hasty_ ? ready_.back() : ready_[first_ready_++];
+            if (hasty_) ready_.pop_back();
             if (first_ready_ == ready_.size()) {
                 ready_.clear();
                 first_ready_ = 0;
@@ -348,7 +348,7 @@ private:
     std::vector<Thread*> ready_;  // from first_ready_ on, in the order in which they may go on
     size_t first_ready_ = 0, started_ = 0;
     unsigned alive_ = 0, at_barrier_ = 0;
-    bool reverse_ = false;
+    bool reverse_ = false, hasty_ = false;
     std::vector<void*> used_;
     Thread* running_ = nullptr;
     void* outside_ = nullptr;

@@ -2,7 +2,7 @@
 # targets/metal.sh check ARGUMENT...: cargo for Apple Silicon on a machine that is none. It sees every line of Rust that a Mac
 # compiles. The standard library is made from source by a compiler of its version, Debian's, unpacked in build/rust; C is
 # not compiled, and nothing is linked.
-# targets/metal.sh kernels: our .metal sources, and candle's matrix product as we launch it, compiled as C++ and run.
+# targets/metal.sh kernels: our .metal sources, and candle's matrix product and attention as we launch them, compiled as C++ and run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=aarch64-apple-darwin
@@ -13,7 +13,7 @@ if [ "${1:-}" = kernels ]; then
 	cargo=${CARGO:-cargo}
 	candle=$("$cargo" metadata --format-version 1 --features metal --filter-platform "$target" |
 		grep -oE '"[^"]*/candle-metal-kernels-[^"/]*/Cargo.toml"' | head -1 | tr -d '"' | xargs dirname)
-	export MLX_GEMM=$candle/src/metal_src/mlx_gemm.metal
+	export CANDLE_METAL=$candle/src/metal_src
 	exec "$cargo" test -p pleinair-metal --test kernels --test products -- --include-ignored
 fi
 

@@ -1,9 +1,10 @@
-// What MLX's matrix product uses of Metal besides our own kernels' needs: SIMD groups' 8x8 matrices, of which every thread
+// What MLX's matrix product and fused attention use of Metal besides our own kernels' needs: SIMD groups' 8x8 matrices, of which every thread
 // holds two numbers, in the places that MLX counts on.
 #pragma once
 
 #include <metal_stdlib>
 
+#include <limits>
 #include <type_traits>
 
 #define thread
@@ -35,6 +36,16 @@ struct triple {
 using uint3 = triple<uint>;
 using ulong3 = triple<ulong>;
 using packed_int3 = triple<int>;
+
+template <class T, int N>
+struct vec {
+    T x, y;
+    static_assert(N <= 2);
+    vec() = default;
+    explicit vec(T all) : x(all), y(all) {}
+    T& operator[](int i) { return i ? y : x; }
+    T operator[](int i) const { return i ? y : x; }
+};
 
 enum class mem_flags { mem_none, mem_threadgroup };
 
@@ -76,6 +87,20 @@ inline void multiply_accumulate(emulator::Place place, simdgroup_matrix<float, 8
                 for (int k = 0; k < 8; k++) d[row][column] += a[row][k] * b[k][column];
         each([&](Lane& lane, int row, int column, int i) { lane.d[i] = d[row][column]; });
     });
+}
+
+inline float simd_shuffle_xor(float value, ushort mask) {
+    return emulator::shuffle({"simd_shuffle_xor", mask}, ~0u, value, [=](int lane) { return lane ^ mask; });
+}
+
+using std::conditional_t;
+using std::integral_constant;
+using std::is_same_v;
+using std::numeric_limits;
+using std::remove_cv_t;
+
+namespace fast {
+using std::exp2;
 }
 
 }  // namespace metal

@@ -1,4 +1,4 @@
-//! candle's matrix product (MLX's kernel) as this crate launches it, compiled as C++ and run on the CPU, beside the definition:
+//! candle's matrix product and fused attention (MLX's kernels) as this crate launches them, compiled as C++ and run on the CPU, beside the definition:
 //! parts of matrices, transposed ones, several at distances, sizes around every tile. It needs candle's sources, which
 //! `make check-metal` finds.
 
@@ -9,9 +9,35 @@ use beside::{near, numbers};
 use emulated::{Bytes, Emulated, shared_library};
 use libloading::Library;
 use pleinair_metal::gemm::{Gemm, GemmParams};
-use pleinair_metal::machine::{Kind, Machine, Matrix, Product};
+use pleinair_metal::machine::{FUSED_HEADS, FusedAttention, Kind, Machine, Matrix, Product, Strided};
 use std::collections::BTreeSet;
 use std::ffi::{CString, c_char, c_int, c_void};
+
+/// MLX's source as C++: address spaces and attributes say nothing there, constants of functions are set before they run, and
+/// what a threadgroup shares lies in one place for the fibres of its CPU thread.
+fn as_cpp(source: &str, constants: &[&str], shared: &[&str]) -> String {
+    let mut source = source
+        .replace("const constant ", "const ")
+        .replace("static constant constexpr const", "static constexpr const")
+        .replace(" [[threadgroup(0)]]", "")
+        .replace(" [[threadgroup(1)]]", "");
+    for name in shared {
+        source = source.replace(&format!("threadgroup T {name}["), &format!("static thread_local T {name}["));
+    }
+    for constant in constants {
+        let found = source.find(&format!("constant bool {constant} [[")).unwrap_or_else(|| panic!("no {constant}"));
+        let end = found + source[found..].find(';').unwrap();
+        source.replace_range(found..end, &format!("static thread_local bool {constant}"));
+    }
+    source
+}
+
+/// One of candle's sources.
+fn candles(file: &str) -> String {
+    let folder =
+        std::env::var("CANDLE_METAL").expect("CANDLE_METAL names candle's Metal sources: use make check-metal");
+    std::fs::read_to_string(std::path::Path::new(&folder).join(file)).unwrap()
+}
 
 type Run = unsafe extern "C" fn(
     *const c_char,
@@ -25,8 +51,7 @@ type Run = unsafe extern "C" fn(
 
 /// The kernels by their names here, of MLX's template.
 fn library(names: &BTreeSet<String>) -> Library {
-    let file = std::env::var("MLX_GEMM").expect("MLX_GEMM names candle's mlx_gemm.metal: run this by make check-metal");
-    let source = std::fs::read_to_string(&file).unwrap();
+    let source = candles("mlx_gemm.metal");
     // instances have attributes where C++ has none
     let (source, _) = source.split_once("#define instantiate_gemm(").unwrap();
     // what only other batches than ours need differs from itself by the address space alone
@@ -34,19 +59,8 @@ fn library(names: &BTreeSet<String>) -> Library {
     let (_, after) = rest.split_once("constant bool has_batch").unwrap();
     let unused = "template <class... A> size_t elem_to_loc(A...) { abort(); }\n\
                   template <class... A> ulong2 elem_to_loc_broadcast(A...) { abort(); }\n";
-    let mut source = format!("{before}{unused}constant bool has_batch{after}")
-        .replace("const constant ", "const ")
-        .replace("static constant constexpr const", "static constexpr const")
-        .replace(" [[threadgroup(0)]]", "")
-        .replace(" [[threadgroup(1)]]", "")
-        .replace("threadgroup T As[", "static thread_local T As[")
-        .replace("threadgroup T Bs[", "static thread_local T Bs[");
     let constants = ["has_batch", "use_out_source", "do_axpby", "align_M", "align_N", "align_K", "do_gather"];
-    for constant in constants {
-        let found = source.find(&format!("constant bool {constant} [[")).unwrap_or_else(|| panic!("no {constant}"));
-        let end = found + source[found..].find(';').unwrap();
-        source.replace_range(found..end, &format!("static thread_local bool {constant}"));
-    }
+    let source = as_cpp(&format!("{before}{unused}constant bool has_batch{after}"), &constants, &["As", "Bs"]);
     let table: String = names
         .iter()
         .map(|name| {
@@ -173,4 +187,128 @@ fn product(case: Case, small: bool, library: Option<&Library>) -> (String, bool)
     let count = start.len();
     near(&what, kind, 4.0 + (k as f32).sqrt(), 0.0, &got.read(kind, count), &want.read(kind, count));
     (gemm.name, true)
+}
+
+/// What MLX's attention is told, as candle fills it.
+#[repr(C)]
+struct AttnParams {
+    sizes: [i32; 6],
+    scale: f32,
+    softcapping: f32,
+    blocks: [i32; 7],
+    strides: [[i64; 3]; 4],
+}
+
+type Attend = unsafe extern "C" fn(
+    c_int,
+    *const bool,
+    *const c_void,
+    *const c_void,
+    *const c_void,
+    *mut c_void,
+    *const AttnParams,
+) -> c_int;
+
+fn attention_library() -> Library {
+    let source = candles("scaled_dot_product_attention.metal");
+    let (_, source) = source.split_once("// ============ \"mlx/backend/metal/kernels/steel/attn/loader.h\"").unwrap();
+    let (source, _) = source.split_once("#define instantiate_kernel(").unwrap();
+    // one kind of pointer where Metal has four
+    let (before, rest) = source.split_once("template <typename T>\nstruct pointer_element<device T*>").unwrap();
+    let (_, after) = rest.split_once("template <typename T>\nusing pointer_element_t").unwrap();
+    let source = format!("{before}template <typename T>\nusing pointer_element_t{after}");
+    let constants = ["align_Q", "align_K", "has_mask", "do_causal"];
+    let source = as_cpp(&source, &constants, &["Q_smem", "KV_smem"]);
+    let set: String = constants.iter().enumerate().map(|(i, name)| format!("{name} = constants[{i}]; ")).collect();
+    let table: String = FUSED_HEADS
+        .iter()
+        .map(|&size| {
+            let keys = if size < 128 { 32 } else { 16 };
+            format!("if (size == {size}) return launch(attention<half, 32, {keys}, {size}, 4, 1, half, float>, constants, q, k, v, y, params);\n")
+        })
+        .collect();
+    let text = format!(
+        "#include \"simdgroup_matrix.hpp\"\nusing namespace metal;\n\
+         #define STEEL_CONST static constexpr const\n#define STEEL_PRAGMA_UNROLL\n\
+         template <class T> struct Limits {{ static constexpr T min = -std::numeric_limits<T>::infinity(); }};\n{source}\n\
+         template <class Kernel>\n\
+         int launch(Kernel* kernel_, const bool* constants, const void* q, const void* k, const void* v, void* y, \
+         const AttnParams* p) {{\n{set}\n\
+         for (int z = 0; z < p->B; z++) for (int h = 0; h < p->H; h++) for (int x = 0; x < p->NQ; x++)\n\
+         emulator::Block::run({{32, 4, 1}}, {{}}, {{}}, [&] {{\n\
+         const emulator::Thread& self = emulator::Block::self();\n\
+         kernel_((const half*)q, (const half*)k, (const half*)v, (half*)y, p, nullptr, nullptr, self.lane(), \
+         self.linear / 32, uint3(x, h, z), uint3(self.index.x, self.index.y, self.index.z));\n\
+         }});\n\
+         return 0;\n}}\n\
+         extern \"C\" int mlx_attend(int size, const bool* constants, const void* q, const void* k, const void* v, void* y, \
+         const AttnParams* params) {{\n{table}return 1;\n}}\n"
+    );
+    shared_library("attention", &text, &["-w"])
+}
+
+/// The fused attention as the plans ask for it: rows of queries and of keys and values that lie apart, heads side by side.
+#[test]
+#[ignore = "needs candle's sources; make check-metal runs it"]
+fn fused_attention_of_views() {
+    let library = attention_library();
+    for size in FUSED_HEADS {
+        for (batch, heads, queries, keys) in [(1, 1, 1, 1), (2, 3, 33, 77), (1, 2, 64, 64), (2, 1, 40, 31)] {
+            attends(&library, size, (batch, heads, queries, keys));
+        }
+    }
+}
+
+fn attends(library: &Library, per_head: usize, (batch, heads, queries, keys): (usize, usize, usize, usize)) {
+    let (kind, width, gap) = (Kind::F16, heads * per_head, 8);
+    let q = Bytes::numbers(&numbers(1, batch * queries * (width + gap)), kind);
+    let kv = Bytes::numbers(&numbers(2, batch * keys * (2 * width + gap)), kind);
+    let count = batch * queries * width;
+    let (got, want) = (Bytes::new(count * kind.bytes()), Bytes::new(count * kind.bytes()));
+    let strides = |rows: usize, stride: usize| [rows * stride, per_head, stride];
+    let of = |y| {
+        let kv_strides = strides(keys, 2 * width + gap);
+        FusedAttention {
+            batch,
+            heads,
+            queries,
+            keys,
+            per_head,
+            scale: 0.3,
+            q: Strided { place: q.place(), strides: strides(queries, width + gap) },
+            k: Strided { place: kv.place(), strides: kv_strides },
+            v: Strided { place: kv.place().after(width, kind), strides: kv_strides },
+            y: Strided { place: Bytes::place(y), strides: strides(queries, width) },
+        }
+    };
+    let f = of(&got);
+    let (block, key_block) = (32, if per_head < 128 { 32 } else { 16 });
+    let (full, key_full) = (queries / block, keys / key_block);
+    let params = AttnParams {
+        sizes: [batch, heads, per_head, queries, keys, 1].map(|n| n as i32),
+        scale: f.scale,
+        softcapping: 1.0,
+        blocks: [
+            queries.div_ceil(block) as i32,
+            keys.div_ceil(key_block) as i32,
+            full as i32,
+            key_full as i32,
+            (queries - full * block) as i32,
+            (keys - key_full * key_block) as i32,
+            keys as i32 - queries as i32,
+        ],
+        strides: [&f.q, &f.k, &f.v, &f.y].map(|x| x.strides.map(|n| n as i64)),
+    };
+    let constants = [queries % block == 0, keys % key_block == 0, false, false];
+    let at = |x: &Strided<'_, Bytes>| x.place.memory.at(x.place.offset).cast::<c_void>();
+    // SAFETY: as for products.
+    let done = unsafe {
+        let attend = library.get::<Attend>(b"mlx_attend").unwrap();
+        attend(per_head as c_int, constants.as_ptr(), at(&f.q), at(&f.k), at(&f.v), at(&f.y), &params)
+    };
+    assert_eq!(done, 0, "no kernel for heads of {per_head}");
+    Emulated::default().attend(of(&want)).unwrap();
+    let what = format!("{batch} x {heads} heads of {per_head}, {queries} x {keys}");
+    // queries are scaled and rounded before the product
+    near(&what, kind, 4.0, beside::unit(kind), &got.read(kind, count), &want.read(kind, count));
 }

@@ -91,7 +91,7 @@ fn linear() {
 
 #[test]
 fn conv3x3() {
-    let sizes = [(1, 3, 5, 4, 3), (2, 8, 8, 33, 20), (1, 16, 16, 64, 96)];
+    let sizes = [(1usize, 3usize, 5usize, 4, 3), (2, 8, 8, 33, 20), (1, 16, 16, 64, 96)];
     for (batch, height, width, inputs, outputs) in sizes {
         for (repeat, stride) in [(1, 1), (1, 2), (2, 1)] {
             let pixels = (height * repeat).div_ceil(stride) * (width * repeat).div_ceil(stride);

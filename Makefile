@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aarch64 check-cuda test-cuda build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers tools fuzz-tools cxx references clean
+.PHONY: help demo test test-aarch64 check-cuda test-cuda build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -96,6 +96,20 @@ measure-convert: build ## convert a model of SD 1.5's full size to int8: time, m
 
 bench-peers: build fuzz-tools ## ours beside PyTorch, OpenVINO, stable-diffusion.cpp, candle and tract (Python, 25 GB, an hour; QUICK=--quick)
 	PLEINAIR=$(PLEINAIR) QUANTIZE=$(QUANTIZE) MEASURED=$(MEASURED) targets/bench/peers.sh $(QUICK)
+
+# for build-cuda's CAP; BOARD=aarch64-unknown-linux-gnu for another machine than this, HERE=1 where the card is in this one
+gpu-day-binaries: cxx ## what gpu-day needs, built and packed for one generation of NVIDIA cards, CAP=90 (Python; 20 minutes)
+	python3 targets/cuda/day/binaries.py $(CAP) $(if $(BOARD),--target $(BOARD)) $(if $(HERE),--no-archive)
+
+# PART=parity, bench or peers; MODEL=folder of `synth sd15`, NOTE="what else ran", KEEP_GOING=1, FRESH=1, SIZE=tiny
+PYTHON ?= python3
+gpu-day: ## every test on an NVIDIA card, then ours beside PyTorch; no network, no Rust (Python; an hour, QUICK=1: ten minutes)
+	PYTHONUNBUFFERED=1 $(PYTHON) targets/cuda/day/day.py $(if $(QUICK),--quick) $(if $(PART),--part $(PART)) \
+		$(if $(SIZE),--size $(SIZE)) $(if $(MODEL),--model "$(MODEL)") $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(RESULTS),--results "$(RESULTS)") $(if $(NOTE),--note "$(NOTE)") $(if $(KEEP_GOING),--keep-going) $(if $(FRESH),--fresh)
+
+gpu-day-check: # whether gpu-day finds what is wrong, with programs that only pretend (Python)
+	python3 targets/cuda/day/check_day.py
 
 tools: ## what the build itself needs: Rust and a C compiler
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing; install it with rustup" >&2; exit 1; }

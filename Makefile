@@ -97,9 +97,9 @@ measure-convert: build ## convert a model of SD 1.5's full size to int8: time, m
 bench-peers: build fuzz-tools ## ours beside PyTorch, OpenVINO, stable-diffusion.cpp, candle and tract (Python, 25 GB, an hour; QUICK=--quick)
 	PLEINAIR=$(PLEINAIR) QUANTIZE=$(QUANTIZE) MEASURED=$(MEASURED) targets/bench/peers.sh $(QUICK)
 
-# for build-cuda's CAP; BOARD=aarch64-unknown-linux-gnu for another machine than this, HERE=1 where the card is in this one
+# CAP and TARGET as for build-cuda; HERE=1 where the card is in this machine: nothing is packed then
 gpu-day-binaries: cxx ## what gpu-day needs, built and packed for one generation of NVIDIA cards, CAP=90 (Python; 20 minutes)
-	python3 targets/cuda/day/binaries.py $(CAP) $(if $(BOARD),--target $(BOARD)) $(if $(HERE),--no-archive)
+	python3 targets/cuda/day/binaries.py $(CAP) $(if $(HERE),--no-archive)
 
 # PART=parity, bench or peers; MODEL=folder of `synth sd15`, NOTE="what else ran", KEEP_GOING=1, FRESH=1, SIZE=tiny
 PYTHON ?= python3

@@ -1,7 +1,7 @@
 """Builds what `make gpu-day` runs and packs it: `binaries.py CAP`, where CAP is the card's compute capability (87, 89, 90).
 
-The programs, the tests of everything that runs on a card, and diffusers (which is Python alone), because the
-machine with the card may have no network. One archive in build/gpu-day; its dictionary spans all programs, so that what
+The programs, the tests of everything that runs on a card, and diffusers (which is Python alone), because the machine with
+the card may have no network; TARGET is for another machine than this, as in targets/cuda.sh. One archive in build/gpu-day; its dictionary spans all programs, so that what
 they have in common is stored once. On the machine with the card itself the archive is not needed.
 """
 
@@ -32,7 +32,7 @@ LARGEST_BYTES = 40 << 20
 def build(arguments, selection):
     """What cargo says it made."""
     command = [ROOT / "targets/cuda.sh", *arguments.command, *selection, "--message-format=json-render-diagnostics"]
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, env=arguments.environment)
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"not built: {' '.join(map(str, command[1:]))}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -88,7 +88,9 @@ def fetch_diffusers(folder):
 
 def pack(folder, archive):
     """Programs lie one behind the other, so that the dictionary finds in one what it saw in those before."""
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": DICTIONARY_BYTES}]
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": DICTIONARY_BYTES}]
+    if "x86_64" in archive.name:
+        filters.insert(0, {"id": lzma.FILTER_X86})
     half_written = archive.with_suffix(".partial")
     nobody = lambda entry: entry.replace(uid=0, gid=0, uname="", gname="")
     with lzma.open(half_written, "wb", filters=filters) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
@@ -105,12 +107,10 @@ def pack(folder, archive):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capability", help="compute capability of the card: 87, 89, 90, 110, ...")
-    parser.add_argument("--target", help="the board's, such as aarch64-unknown-linux-gnu [this machine's]")
     parser.add_argument("--no-archive", action="store_true", help="the card is in this machine")
     parser.add_argument("--emulated", action="store_true", help="unoptimised, for the emulated device of `make test-cuda`")
     arguments = parser.parse_args()
-    arguments.environment = {**os.environ, **({"TARGET": arguments.target} if arguments.target else {})}
-    architecture = arguments.target.split("-")[0] if arguments.target else platform.machine()
+    architecture = os.environ["TARGET"].split("-")[0] if "TARGET" in os.environ else platform.machine()
     folder = WORK / f"stage-{architecture}"
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("bin", "tests", "site"):

@@ -21,13 +21,13 @@ __device__ void weigh(float (&s)[KEYS / 8][4], float (&y)[DEPTH / 8][4], Running
 #pragma unroll
         for (int j = 0; j < KEYS / 8; ++j) largest = fmaxf(largest, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
         largest = row_max(largest);
-        const float shrink = exp2f((running.largest[half] - largest) * scale), base = -largest * scale;
+        const float shrink = ptx::exp2_flushed((running.largest[half] - largest) * scale), base = -largest * scale;
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < KEYS / 8; ++j) {
 #pragma unroll
             for (int i = 2 * half; i < 2 * half + 2; ++i) {
-                s[j][i] = exp2f(fmaf(s[j][i], scale, base));
+                s[j][i] = ptx::exp2_flushed(fmaf(s[j][i], scale, base));
                 sum += s[j][i];
             }
         }

@@ -89,7 +89,7 @@ __device__ void gradient(const Rows& own, const Rows& own_factor, const Rows& ot
                 const float of_log = OF == Of::QUERIES ? log[i / 2] : tile_logs[buffer][column];
                 const float of_dot = OF == Of::QUERIES ? dot[i / 2] : tile_dots[buffer][column];
                 const bool seen = (OF != Of::QUERIES || key < other.rows) && !(causal && key > query);
-                const float p = seen ? exp2f(fmaf(s[0][j][i], scale, -of_log)) : 0.0f;
+                const float p = seen ? ptx::exp2_flushed(fmaf(s[0][j][i], scale, -of_log)) : 0.0f;
                 s[0][j][i] = OF == Of::VALUES ? p : p * (dp[0][j][i] - of_dot);
             }
         }

@@ -41,6 +41,7 @@ check-cuda: cxx ## lint the CUDA target where there is neither a GPU nor CUDA
 
 test-cuda: cxx ## the CUDA kernels' tests, on an emulated GPU
 	targets/cuda.sh test --no-fail-fast
+	EMULATOR_ORDER=hasty targets/cuda.sh test --no-fail-fast # shows missing barriers
 
 # compute capability: 87 is Jetson Orin, 89 an RTX 40, 90 an H100
 CAP ?= 87

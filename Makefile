@@ -56,7 +56,7 @@ fuzz: fuzz-tools ## let libFuzzer look for files that break a reader, FUZZ_SECON
 check-metal: cxx ## type-check everything for Apple silicon, on a machine that is none, and run the Metal kernels on the CPU
 	targets/metal.sh kernels
 	targets/metal.sh check -p pleinair-metal --features metal --all-targets
-	targets/metal.sh check --features metal
+	targets/metal.sh check --features metal --all-targets
 
 metal-day: tools ## on a Mac: every Metal op and the networks on its GPU, benchmarks, one JSON (an hour; QUICK=1 for minutes)
 	QUICK=$(QUICK) targets/metal/day.sh

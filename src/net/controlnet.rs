@@ -71,7 +71,7 @@ impl ControlNet {
     /// # Errors
     /// If the states are not `[B, 77, cross_attention_dim]`.
     pub fn text_kv(&self, states: &Conditioning) -> Result<TextKv> {
-        self.down.text_kv(&states.0)
+        self.down.text_kv(&self.target.take_in(&states.0)?)
     }
 
     /// Reads a control picture `[B, 3, H, W]` in `[0, 1]`.

@@ -52,8 +52,9 @@ impl Unet {
     /// # Errors
     /// If the states are not `[B, 77, cross_attention_dim]`.
     pub fn text_kv(&self, states: &Conditioning) -> Result<TextKv> {
-        let mut text = self.down.text_kv(&states.0)?;
-        self.up.text_kv(&states.0, &mut text)?;
+        let states = self.target.take_in(&states.0)?;
+        let mut text = self.down.text_kv(&states)?;
+        self.up.text_kv(&states, &mut text)?;
         Ok(text)
     }
 

@@ -94,6 +94,7 @@ fn the_same_order_gives_the_same_painting_again_and_in_little_memory() {
     let first = painted(&painter);
     // the second painting runs from what the first recorded, where the device records
     assert_eq!(max_difference(&painted(&painter), &first), 0.0);
+    assert_eq!(painter.not_recorded(), None);
     let in_turn = half(Some(1));
     for _ in 0..2 {
         assert_eq!(max_difference(&painted(&in_turn), &first), 0.0);

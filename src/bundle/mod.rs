@@ -213,6 +213,9 @@ impl Bundle {
     /// Lets the system have the memory of a part's weights that are used where they lie, until they are used again: parts
     /// that work one after the other then need not fit into memory together.
     pub fn release(&self, part: &str) {
+        if !self.target.is_cpu() {
+            return; // a GPU has copies, or reads the very pages
+        }
         let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         for map in maps.iter().filter(|(name, _)| name == part).filter_map(|(_, map)| map.upgrade()) {
             // what the system refuses it can still take back by itself

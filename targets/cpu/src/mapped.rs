@@ -46,6 +46,12 @@ impl MappedFile {
     }
 }
 
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 /// Number types whose every bit pattern is a value.
 pub trait Plain: Copy + Send + Sync + sealed::Sealed + 'static {}
 
@@ -76,6 +82,14 @@ impl<T: Plain> Numbers<T> {
         let address = file.bytes().as_ptr() as usize + offset;
         (end <= file.bytes().len() && address.is_multiple_of(align_of::<T>()))
             .then(|| Numbers(Place::Mapped { file: file.clone(), offset, len }))
+    }
+
+    /// The file that they lie in, if they lie in one.
+    pub fn file(&self) -> Option<&Arc<MappedFile>> {
+        match &self.0 {
+            Place::Owned(_) => None,
+            Place::Mapped { file, .. } => Some(file),
+        }
     }
 }
 
@@ -139,6 +153,8 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert_eq!(*Numbers::<f32>::mapped(&map, 0, 3).unwrap(), [1.5, -2.0, 3.25]);
         assert_eq!(*Numbers::<f32>::mapped(&map, 8, 1).unwrap(), [3.25]);
+        assert!(Arc::ptr_eq(Numbers::<f32>::mapped(&map, 8, 1).unwrap().file().unwrap(), &map));
+        assert!(Numbers::from(vec![1.0f32]).file().is_none());
         assert_eq!(Numbers::<i8>::mapped(&map, 3, 9).unwrap().len(), 9);
         assert!(Numbers::<f32>::mapped(&map, 12, 0).unwrap().is_empty());
         // beyond the end, by overflow, askew

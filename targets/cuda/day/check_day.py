@@ -23,14 +23,27 @@ REPORT = {
     "evaluations": 1, "open_seconds": 1.0,
 }
 
+# Answers like torch_peer.py, in one second each; one variant never ends.
+PEER = """import json, sys, time
+print(json.dumps({"ready": "1.0", "cuda": "13.0"}), flush=True)
+for line in sys.stdin:
+    if sys.argv[1] == "graphs-f16":
+        time.sleep(60)
+    case = json.loads(line)
+    report = {"seconds": [1.0] * case["runs"], "median_seconds": 1.0, "gpu_bytes": 5, "peak_rss_bytes": 6, "evaluations": 1}
+    print(json.dumps({"error": "too large"} if case["batch"] == 4 else {**report, "answer_rms": 0.5}), flush=True)
+"""
+
 
 class Pretence:
     """A copy of the script in a project of its own, with shell scripts for programs."""
 
-    def __init__(self, folder, tests, report=REPORT):
+    def __init__(self, folder, tests, report=REPORT, peer=None):
         self.root = Path(folder)
         for source in HERE.glob("*.py"):
             self.write(f"targets/cuda/day/{source.name}", source.read_text())
+        if peer:
+            self.write("targets/cuda/day/torch_peer.py", peer)
         self.write("targets/bench/contestants.py", (HERE.parents[1] / "bench/contestants.py").read_text())
         self.write("tests/fixtures/tiny-sd15/model_index.json", "{}")
         self.write("models/atelier/model_index.json", "{}")
@@ -63,9 +76,9 @@ def says(text, status=0):
 
 
 class Days(unittest.TestCase):
-    def day(self, tests, *options, report=REPORT):
+    def day(self, tests, *options, **pretended):
         with tempfile.TemporaryDirectory() as folder:
-            return Pretence(folder, tests, report).run(*options)
+            return Pretence(folder, tests, **pretended).run(*options)
 
     def test_a_day_without_faults(self):
         done, results = self.day({"one": says(PASSED), "two": says(PASSED)}, "--part", "parity")
@@ -118,6 +131,26 @@ class Days(unittest.TestCase):
     def test_peers_that_cannot_run_are_named_with_the_reason(self):
         _, results = self.day({}, "--part", "peers")
         self.assertEqual({who for case in results["peers"]["cases"] for who in case["failed"]}, set(race.PEERS))
+
+    def test_ours_and_peers_in_turns_and_the_goals(self):
+        for seconds, met in ((0.6, [True, True]), (0.9, [True, False]), (1.5, [False, False])):
+            report = {**REPORT, "median_seconds": seconds, "answer_rms": 0.5}
+            _, results = self.day({}, "--part", "peers", "--quick", "--compile-seconds", "2", report=report, peer=PEER)
+            first = results["peers"]["cases"][0]
+            ratio = {"ours": "f16", "peer": "torch-compile-f16", "each": [seconds] * 2, "median": seconds}
+            self.assertIn(ratio, first["ratios"])
+            self.assertEqual(first["contestants"]["torch-compile-f16"]["processes"], 2)
+            self.assertEqual(first["failed"], {"torch-graphs-f16": "not done after 2 s"})
+            verdicts = results["verdicts"]
+            self.assertEqual([one["met"] for one in verdicts[1:4]], [*met, None])
+            self.assertIs(verdicts[5]["met"], True)  # the answers are as large as each other
+
+    def test_a_case_that_a_peer_cannot_do_leaves_the_others(self):
+        _, results = self.day({}, "--part", "peers", "--compile-seconds", "1", peer=PEER)
+        four = next(case for case in results["peers"]["cases"] if case["batch"] == 4)
+        self.assertEqual(four["failed"]["torch-eager-f16"], "too large")
+        learn = next(case for case in results["peers"]["cases"] if case["what"] == "learn")
+        self.assertIn("torch-channels_last-f16", learn["contestants"])
 
     def test_an_interrupted_part_goes_on(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -256,7 +256,8 @@ def main():
         race.models.begin()  # beside the tests: they need the card, this a processor
     if "parity" in wanted:
         right = day.parity()
-        print("\nPARITY " + ("PASSED" if right else "FAILED: what this program computes on this card is wrong"), flush=True)
+        wrong = "what this program computes on this card is wrong" if day.card["gpu"] else "there is no card to compute on"
+        print("\nPARITY " + ("PASSED" if right else f"FAILED: {wrong}"), flush=True)
     if race and (right or arguments.keep_going):
         race.models.finish()
         if "bench" in wanted:

@@ -267,16 +267,21 @@ class Race:
     def peers(self):
         part = self.part("peers")
         model = self.models.sources[main_case(self.day.arguments.size)["model"]]
+        hopeless = None
         for name, ours in PEERS.items():
             wanted = [case for case in peers_cases(name, self.day.arguments.size, self.day.arguments.quick)
                       if not self.has_result(part, case, name)]
             if not wanted:
+                continue
+            if hopeless:
+                self.note(part, wanted[0], name, hopeless)
                 continue
             peer = Peer(name, model, self.day)
             try:
                 begun = peer.answer(self.day.left(RUN_SECONDS))
                 part.setdefault("versions", {}).update({"torch": begun["ready"], "cuda": begun["cuda"]} if "ready" in begun else {})
                 if "error" in begun:
+                    hopeless = begun if "everyone" in begun else None
                     self.note(part, wanted[0], name, begun)
                     continue
                 for case in wanted:

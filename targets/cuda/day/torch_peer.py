@@ -199,7 +199,7 @@ def main():
     try:
         peer = Peer(*sys.argv[1:])
     except (Exception, SystemExit) as problem:
-        return say({"error": f"{problem}"})
+        return say({"error": str(problem), "everyone": True})  # no PyTorch or no card: so it is for every variant
     torch = peer.torch
     say({"ready": torch.__version__, "cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name()})
     for line in sys.stdin:

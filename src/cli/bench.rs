@@ -84,6 +84,8 @@ struct Report {
     peak_rss_bytes: Option<u64>,
     /// Of the UNet in one run, a batch of N counting as N.
     evaluations: usize,
+    /// Of everything a run computed, the root of the mean square: another program's answer to the same is as large.
+    answer_rms: f64,
     /// Until the networks are ready; in no run's time.
     open_seconds: f64,
 }
@@ -116,6 +118,7 @@ pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
         seconds: measured.seconds,
         peak_rss_bytes: peak_rss_bytes(),
         evaluations: measured.evaluations,
+        answer_rms: measured.answer_rms,
         open_seconds,
     };
     if arguments.json { print_json(&report) } else { print(&report.text()) }
@@ -256,6 +259,7 @@ fn lesson() -> Result<Lesson> {
 struct Measured {
     seconds: Vec<f64>,
     evaluations: usize,
+    answer_rms: f64,
 }
 
 /// Times `run`. Every answer must be finite and the same, bit for bit, the one before the clock started included;
@@ -283,7 +287,13 @@ fn measure(
             )));
         }
     }
-    Ok(Measured { seconds, evaluations })
+    Ok(Measured { seconds, evaluations, answer_rms: root_mean_square(&first.map_or(vec![], |answer| answer.numbers)) })
+}
+
+/// Of no numbers, NaN.
+fn root_mean_square(numbers: &[f32]) -> f64 {
+    let squares: f64 = numbers.iter().map(|&number| f64::from(number).powi(2)).sum();
+    (squares / numbers.len() as f64).sqrt()
 }
 
 fn unusable(folder: &Path, isa: Isa, problem: String) -> Error {
@@ -351,6 +361,7 @@ mod tests {
     fn answers_that_are_not_finite_or_not_the_same_have_no_time() {
         let good = measured(&[0.5, 0.5, 0.5]).unwrap();
         assert_eq!((good.seconds.len(), good.evaluations), (2, 2));
+        assert_eq!(good.answer_rms, 0.625f64.sqrt(), "of 1 and 0.5");
         for (answers, fault) in [
             (&[0.5, 0.5, 0.25][..], "run 2 gave another answer"),
             (&[0.5, 0.25, 0.25], "run 1 gave another answer"),

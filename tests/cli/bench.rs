@@ -3,7 +3,8 @@
 use super::*;
 
 /// The keys that scripts read.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
+    "answer_rms",
     "batch",
     "bundle",
     "device",

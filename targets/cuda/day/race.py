@@ -327,7 +327,7 @@ def joined(before, report):
     kept["processes"] += 1
     for key in ("gpu_bytes", "peak_rss_bytes"):
         kept[key] = max((value for value in (kept[key], report[key]) if value is not None), default=None)
-    first = ("evaluations", "device", "isa", "answer_rms", "setup_seconds", "open_seconds")
+    first = ("evaluations", "device", "numbers", "not_recorded", "isa", "answer_rms", "setup_seconds", "open_seconds")
     return kept | {key: report[key] for key in first if key in report and key not in kept}
 
 

@@ -7,6 +7,7 @@
 #   build CAP       the program for GPUs of one compute capability (87: Jetson Orin), with this machine's nvcc or one from
 #                   PyPI; TARGET=aarch64-unknown-linux-gnu for a board. All kernels are assembled, their registers and
 #                   spills listed.
+#   build-tests CAP the same, and tests for those GPUs (targets/cuda/day/binaries.py)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 emulator=$PWD/targets/cuda/emulator
@@ -97,7 +98,7 @@ assemble() { # compute capability, log
 export RUSTFLAGS="${RUSTFLAGS:-} --cfg feature=\"dynamic-loading\""
 export CUDAFORGE_THREADS="${CUDAFORGE_THREADS:-$(nproc)}"
 
-if [ "$command" = build ]; then
+if [ "$command" = build ] || [ "$command" = build-tests ]; then
 	export CUDA_COMPUTE_CAP=${1:?for which GPU? 87 for Jetson Orin, 89 for an RTX 40, 90 for an H100}
 	shift
 	target=${TARGET:-$host}
@@ -106,11 +107,14 @@ if [ "$command" = build ]; then
 	mkdir -p "$CARGO_TARGET_DIR"
 	assemble "$CUDA_COMPUTE_CAP" "$CARGO_TARGET_DIR/ptxas.log"
 	program=$CARGO_TARGET_DIR/$target/release/pleinair
+	build=(build)
+	[ "$command" = build ] || build=(test --no-run)
+	build+=(--release --features cuda)
 	if [ "$target" = "$host" ]; then
-		"${CARGO:-cargo}" build --release --features cuda --target "$target" "$@"
+		"${CARGO:-cargo}" "${build[@]}" --target "$target" "$@"
 	else
 		RUSTFLAGS+=" -C target-feature=+fp16"
-		targets/aarch64.sh build --release --features cuda "$@"
+		targets/aarch64.sh "${build[@]}" "$@"
 		program=$CARGO_TARGET_DIR/aarch64/$target/release/pleinair
 	fi
 	ls -l "$program"

@@ -29,9 +29,9 @@ DICTIONARY_BYTES = 1 << 29
 LARGEST_BYTES = 40 << 20
 
 
-def build(arguments, selection):
+def build(command, selection):
     """What cargo says it made."""
-    command = [ROOT / "targets/cuda.sh", *arguments.command, *selection, "--message-format=json-render-diagnostics"]
+    command = [ROOT / "targets/cuda.sh", *command, *selection, "--message-format=json-render-diagnostics"]
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"not built: {' '.join(map(str, command[1:]))}")
@@ -117,14 +117,10 @@ def main():
         (folder / part).mkdir(parents=True)
 
     tests = list_tests()
-    packages = ["-p", "pleinair", "-p", "pleinair-quantize", "--test", "parity"]
-    if arguments.emulated:  # programs are built along with the tests of their packages
-        arguments.command = ["test", "--no-run"]
-        selections = [[*packages, "--test", "inspect"], ["-p", "pleinair-cuda", "--lib"]]
-    else:
-        arguments.command = ["build", arguments.capability]
-        selections = [[*packages, "--bins"], ["-p", "pleinair-cuda", "--tests"]]
-    messages = [message for selection in selections for message in build(arguments, selection)]
+    # Together, so that what they depend on is built once; programs are built along with tests of their packages.
+    packages = ["pleinair", "pleinair-quantize", "pleinair-cuda"]
+    selection = [part for name in packages for part in ("-p", name)] + ["--lib", "--test", "parity", "--test", "inspect"]
+    messages = build(["test", "--no-run"] if arguments.emulated else ["build-tests", arguments.capability], selection)
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     built = {
         "capability": arguments.capability,

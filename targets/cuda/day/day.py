@@ -49,6 +49,7 @@ class Day:
             "LD_LIBRARY_PATH": ":".join(folders),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as the meter counts cards
             "PLEINAIR_TEST_DEVICE": "cuda",
+            "RUST_BACKTRACE": "0",  # the last line of an error is its sentence
         }
         self.card = card.examine(self.environment)
         self.meter = card.Meter(self.card.get("integrated"), self.environment)

@@ -25,7 +25,7 @@ PROGRAMS = ["pleinair", "pleinair-quantize"]
 TESTS = {"parity": "parity", "pleinair_cuda": "pleinair-cuda"}
 ONLY_EMULATED = {"open"}
 WHEELS = ["diffusers==0.42.1", "importlib_metadata==10.2.0", "zipp==4.1.2"]
-DICTIONARY_BYTES = 1 << 29
+LARGEST_DICTIONARY = 1 << 29  # packing takes eleven times as much memory
 LARGEST_BYTES = 40 << 20
 
 
@@ -88,18 +88,20 @@ def fetch_diffusers(folder):
 
 def pack(folder, archive):
     """Programs lie one behind the other, so that the dictionary finds in one what it saw in those before."""
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": DICTIONARY_BYTES}]
+    everything = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    dictionary = min(LARGEST_DICTIONARY, max(1 << 20, everything))
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}]
     if "x86_64" in archive.name:
         filters.insert(0, {"id": lzma.FILTER_X86})
     half_written = archive.with_suffix(".partial")
-    nobody = lambda entry: entry.replace(uid=0, gid=0, uname="", gname="")
+    nobody = lambda entry: entry.replace(uid=0, gid=0, uname="", gname="", deep=False)
     with lzma.open(half_written, "wb", filters=filters) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
         for path in sorted(folder.rglob("*"), key=lambda path: (path.relative_to(folder).parts[0], path.name)):
             if path.is_file():
                 tar.add(path, path.relative_to(folder), filter=nobody)
     half_written.replace(archive)
     size = archive.stat().st_size
-    print(f"{archive.relative_to(ROOT)}: {size / 2**20:.1f} MiB")
+    print(f"{archive.name}: {size / 2**20:.1f} MiB")
     if size > LARGEST_BYTES:
         sys.exit(f"more than {LARGEST_BYTES >> 20} MiB")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+import binaries  # noqa: E402
 import card  # noqa: E402
 import day  # noqa: E402
 import race  # noqa: E402
@@ -112,6 +114,16 @@ class Days(unittest.TestCase):
             next(pretence.root.glob("build/gpu-day/stage-*/tests/gone")).unlink()
             done, results = pretence.run("--part", "parity")
         self.assertEqual((done.returncode, results["parity"]["passed"]), (1, False))
+
+    def test_programs_come_out_of_the_archive(self):
+        with tempfile.TemporaryDirectory() as folder:
+            pretence = Pretence(folder, {"good": says(PASSED)})
+            stage = next(pretence.root.glob("build/gpu-day/stage-*"))
+            binaries.pack(stage, stage.with_name(f"gpu-day-87-{platform.machine()}.tar.xz"))
+            shutil.rmtree(stage)
+            for _ in range(2):
+                done, results = pretence.run("--part", "parity")
+                self.assertEqual((done.returncode, results["parity"]["passed"]), (0, True), done.stderr)
 
     def test_no_tests_is_no_parity(self):
         done, results = self.day({}, "--part", "parity")

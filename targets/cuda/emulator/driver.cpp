@@ -247,6 +247,15 @@ DRIVER cuDeviceGet(int* device, int ordinal) {
 DRIVER cuDeviceGetName(char* name, int length, int) { return std::snprintf(name, size_t(length), "emulated"), SUCCESS; }
 DRIVER cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = MEMORY, SUCCESS; }
 DRIVER cuDeviceGetUuid_v2(char* uuid, int) { return std::memset(uuid, 0, 16), SUCCESS; }
+DRIVER cuDeviceGetDefaultMemPool(void** pool, int) {
+    static char only;
+    *pool = &only;
+    return 0;
+}
+
+// what is freed stays with the host's allocator anyway
+DRIVER cuMemPoolSetAttribute(void*, int, void*) { return 0; }
+
 DRIVER cuDeviceGetAttribute(int* value, int attribute, int) {
     int capability = number_from("EMULATOR_CAPABILITY", 87);
     switch (attribute) {

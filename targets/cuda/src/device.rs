@@ -2,7 +2,7 @@
 
 use crate::kernels::{self, BUILT_WITH, COMPILED_FOR, Module};
 use candle_core::cuda::CudaDevice;
-use candle_core::cuda::cudarc::driver::{CudaContext, DriverError, sys};
+use candle_core::cuda::cudarc::driver::{CudaContext, DriverError, result, sys};
 use candle_core::{Device, Error};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -30,10 +30,26 @@ fn open_first() -> Result<Device, String> {
     let capability = CudaContext::new(0).and_then(|context| context.compute_capability()).map_err(|e| failed(&e))?;
     check_capability(capability)?;
     let device = CudaDevice::new_with_stream(0).map_err(|e| failed(&e))?;
+    keep_freed_memory(device.cuda_stream().context()).map_err(|e| failed(&e))?;
     // SAFETY: every tensor of this device is made, used and freed in the order of its one stream.
     unsafe { device.disable_event_tracking() };
     kernels::function(&device, Module::PtxTest, "multiply").map_err(|e| unloadable(&e))?;
     Ok(Device::Cuda(device))
+}
+
+/// Has freed memory stay with the process. Else the driver gives it back whenever the program waits for the GPU, which is
+/// once a step, to take it again for the next.
+fn keep_freed_memory(context: &CudaContext) -> std::result::Result<(), DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut everything = u64::MAX;
+    // SAFETY: the context is of that device, and the attribute is a 64-bit number, which is copied.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        result::mem_pool::set_attribute(pool, threshold, (&raw mut everything).cast())
+    }
 }
 
 const NO_GPU: &str = "there is no NVIDIA GPU here that its driver can use";

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aarch64 check-cuda test-cuda build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx references clean
+.PHONY: help demo test test-aarch64 check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -30,18 +30,23 @@ demo: build ## paint a photograph, learn a style from a picture, paint the photo
 		--cell "style picture=$(STYLE)" --cell "in the style just learned=$(OUT)/learned.png" --columns 2 --out $(OUT)/demo.png
 	@echo "The contact sheet is $(OUT)/demo.png"
 
-test: tools ## everything that must hold
+test: tools cxx ## everything that must hold
 	$(CARGO) test --workspace --no-fail-fast
 
 test-aarch64: tools ## the CPU kernels' tests for 64-bit Arm, on an emulated CPU with NEON, dot products and i8mm
 	targets/aarch64.sh test -p pleinair-cpu --lib --tests --no-fail-fast
 
 check-cuda: cxx ## lint the CUDA target where there is neither a GPU nor CUDA
-	targets/cuda.sh clippy --all-targets -- -D warnings
+	targets/cuda.sh clippy -p pleinair -p pleinair-cuda --all-targets -- -D warnings
 
 test-cuda: cxx ## the CUDA kernels' tests, on an emulated GPU
 	targets/cuda.sh test --no-fail-fast
 	EMULATOR_ORDER=hasty targets/cuda.sh test --no-fail-fast # shows missing barriers
+
+# in f32 beside diffusers, and in half precision beside f32
+test-cuda-program: cxx ## the whole program on an emulated GPU: parity, learning, recorded steps (twenty minutes)
+	PLEINAIR_TEST_DEVICE=cuda targets/cuda.sh test -p pleinair --test networks --test painting --test learning \
+		--test gradients --test bundles --test gpu --no-fail-fast
 
 # compute capability: 87 is Jetson Orin, 89 an RTX 40, 90 an H100
 CAP ?= 87

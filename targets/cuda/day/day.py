@@ -28,9 +28,9 @@ TEST_SECONDS = 300  # of one file of tests
 SAID_LINES = 30  # of what tests tell of their accuracy
 # Goals: what, limit, and where its value is found.
 RATIOS = [
-    ("UNet 512x512 f16 in the time of PyTorch's, channels last and compiled", "torch-compile-f16", 1.0),
+    ("UNet {pixels} f16 in the time of PyTorch's, channels last and compiled", "torch-compile-f16", 1.0),
     ("the same, hoped for", "torch-compile-f16", 0.7),
-    ("UNet 512x512 f16 in the time of PyTorch's, compiled into CUDA graphs", "torch-graphs-f16", 1.0),
+    ("UNet {pixels} f16 in the time of PyTorch's, compiled into CUDA graphs", "torch-graphs-f16", 1.0),
 ]
 INT8_MEMORY = 0.6
 ANSWERS = 0.02
@@ -157,14 +157,15 @@ class Day:
         parity = self.results.get("parity")
         verdicts = [verdict("every test passes on the card", None, None, parity and parity["passed"])]
         case = main_case(self.arguments.size)
+        pixels = f"{case['model']} {case['size']}x{case['size']}"
         for goal, peer, limit in RATIOS:
-            verdicts.append(below(goal, find_ratio(self.results.get("peers"), case, "f16", peer), limit))
+            verdicts.append(below(goal.format(pixels=pixels), find_ratio(self.results.get("peers"), case, "f16", peer), limit))
         bytes_of = [find(self.results.get("bench"), case, who, "gpu_bytes") for who in ("int8", "f16")]
         share = bytes_of[0] / bytes_of[1] if all(bytes_of) else None
-        verdicts.append(below("UNet 512x512 int8 in the memory of f16", share, INT8_MEMORY))
+        verdicts.append(below(f"UNet {pixels} int8 in the memory of f16", share, INT8_MEMORY))
         rms = [find(self.results.get("peers"), case, who, "answer_rms") for who in ("f16", "torch-channels_last-f16")]
         apart = abs(rms[0] / rms[1] - 1) if all(rms) else None
-        verdicts.append(below("the full-size UNet's answer as large as PyTorch's, apart", apart, ANSWERS))
+        verdicts.append(below("the UNet's answer as large as PyTorch's, apart", apart, ANSWERS))
         painting = find(self.results.get("bench"), {**case, "what": "paint"}, "f16", "median_seconds")
         two = find(self.results.get("bench"), {**case, "batch": 2}, "f16", "median_seconds")
         steps = find_case(self.results.get("bench"), {**case, "what": "paint"}) or {}

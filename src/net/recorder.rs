@@ -105,9 +105,14 @@ mod cuda {
             let wanted = key(settled, changing, setting);
             *self = match std::mem::take(self) {
                 State::Recorded(mut recording) if recording.is_for(&wanted) => {
-                    let answer = recording.play(settled, changing);
-                    *self = State::Recorded(recording);
-                    return answer;
+                    match recording.play(settled, changing) {
+                        Ok(answer) => {
+                            *self = State::Recorded(recording);
+                            return Ok(answer);
+                        }
+                        // the first playing takes the graph's memory, which there may not be
+                        Err(why) => State::Refused(why.to_string()),
+                    }
                 }
                 State::Seen(seen, answer) if seen == wanted => {
                     match Recording::new(wanted, settled, changing, answer, &network) {

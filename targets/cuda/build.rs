@@ -53,18 +53,17 @@ fn compile_all(out: &Path) -> Result<(), String> {
 fn compile(nvcc: &Path, source: &Path, ptx: &Path, capability: &str) -> Result<(), String> {
     let mut command = Command::new(nvcc);
     command.arg("--ptx").arg(format!("-gencode=arch=compute_{capability},code=compute_{capability}"));
-    command.args(["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--Werror", "all-warnings"]);
+    command.args(["-std=c++17", "-O3", "--expt-relaxed-constexpr"]);
     if let Some(compiler) = env::var_os("NVCC_CCBIN") {
         command.arg("-allow-unsupported-compiler").arg("-ccbin").arg(compiler);
     }
     let output = command.arg("-o").arg(ptx).arg(source).output().map_err(|e| missing(nvcc, &e))?;
-    if output.status.success() {
-        return Ok(());
+    // another nvcc may warn of what this one does not: no reason to fail on a board
+    let (done, stderr) = (output.status.success(), String::from_utf8_lossy(&output.stderr));
+    for line in stderr.lines() {
+        println!("cargo::{}={line}", if done { "warning" } else { "error" });
     }
-    for line in String::from_utf8_lossy(&output.stderr).lines() {
-        println!("cargo::error={line}");
-    }
-    Err(format!("nvcc does not compile {}", source.display()))
+    if done { Ok(()) } else { Err(format!("nvcc does not compile {}", source.display())) }
 }
 
 /// 13 from "Cuda compilation tools, release 13.0, V13.0.88".

@@ -100,11 +100,11 @@ fn no_driver(error: &DriverError) -> String {
     }
 }
 
-/// PTX runs on every later GPU; that for Hopper uses what only Hopper has.
+/// PTX runs on every later GPU, except what candle compiles for 9.0 and later: that is for one capability alone.
 fn check_capability((major, minor): (i32, i32)) -> Result<(), String> {
     let of_gpu = u32::try_from(10 * major + minor).unwrap_or(0);
     let wanted = format!("{}.{}", COMPILED_FOR / 10, COMPILED_FOR % 10);
-    if of_gpu < COMPILED_FOR || (COMPILED_FOR == 90 && of_gpu != 90) {
+    if of_gpu < COMPILED_FOR || (COMPILED_FOR >= 90 && of_gpu != COMPILED_FOR) {
         return Err(format!(
             "this program's kernels are for compute capability {wanted} and this GPU has {major}.{minor}: \
              build it with CUDA_COMPUTE_CAP={of_gpu}"

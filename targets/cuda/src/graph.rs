@@ -16,6 +16,8 @@ use std::thread::ThreadId;
 /// - copies nothing from or to the host, draws no random numbers and takes no decision from a tensor's values;
 /// - does the same every time: the shapes are those of the recording.
 ///
+/// Meanwhile no other thread may use the same device: what it asked for would be recorded, too, and not done.
+///
 /// Every tensor that it reads or writes must live as long as the graph: weights, inputs, results. Only the thread that
 /// recorded it can launch it: candle keeps the shapes and strides that kernels read in a cache of the thread.
 pub struct Graph {
@@ -53,7 +55,7 @@ impl Graph {
         let _cache = device.enable_cuda_graph_htod_cache();
         work()?;
         stream.context().check_err().w()?;
-        // other threads may go on using the GPU meanwhile
+        // other threads may go on using the GPU meanwhile, on streams of their own
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
         let recording = Recording(device);
         let worked = work();

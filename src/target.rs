@@ -53,11 +53,10 @@ impl Target {
     /// [`Error::Usage`] if a GPU is asked for by name and cannot be used.
     pub fn open(kind: Kind, isa: Isa) -> Result<(Self, Option<String>)> {
         let gpu = |device| Target { device, numbers: DType::F16, isa, memory_bytes: None };
-        let unusable = |why: String| Error::Usage(format!("{why}; use --device cpu or leave it out"));
         match kind {
             Kind::Cpu => Ok((Self::cpu(isa), None)),
-            Kind::Cuda => Ok((gpu(cuda().map_err(unusable)?), None)),
-            Kind::Metal => Ok((gpu(metal().map_err(unusable)?), None)),
+            Kind::Cuda => Ok((gpu(cuda().map_err(Error::Usage)?), None)),
+            Kind::Metal => Ok((gpu(metal().map_err(Error::Usage)?), None)),
             Kind::Auto => match GPU {
                 None => Ok((Self::cpu(isa), None)),
                 Some(open) => Ok(match open() {

@@ -34,7 +34,7 @@ struct Report {
     /// The numbers of their feature maps.
     numbers: Option<&'static str>,
     /// Why they do not run on a GPU, where this build could use one.
-    gpu: Option<String>,
+    no_gpu: Option<String>,
     profile: Option<Profile>,
     /// What the machine calls itself.
     machine: String,
@@ -115,7 +115,7 @@ pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
         version: env!("CARGO_PKG_VERSION"),
         device: None,
         numbers: None,
-        gpu: None,
+        no_gpu: None,
         profile: None,
         machine: String::new(),
         architecture: std::env::consts::ARCH,
@@ -132,7 +132,7 @@ pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
         report.isa = Some(place.target.isa().name());
         report.device = Some(place.target.name());
         report.numbers = Some(place.target.numbers().as_str());
-        (report.gpu, report.machine) = (place.note.clone(), place.machine.says.clone());
+        (report.no_gpu, report.machine) = (place.note.clone(), place.machine.says.clone());
         report.profile = place.profile.clone();
     }
     let target = place.map(|place| place.target).unwrap_or_default();
@@ -279,17 +279,17 @@ impl Report {
         if let (Some(device), Some(numbers)) = (self.device, self.numbers) {
             line("device", format!("{device}, feature maps in {numbers}"));
         }
-        if let Some(why) = &self.gpu {
+        if let Some(why) = &self.no_gpu {
             line("no GPU", why.clone());
         }
-        line("machine", self.machine.clone());
-        line(
-            "profile",
-            match &self.profile {
-                Some(profile) => format!("{}: {}", profile.name, profile.about),
-                None => "none for this machine; --profile names one".to_owned(),
-            },
-        );
+        if !self.machine.is_empty() {
+            line("machine", self.machine.clone());
+        }
+        match (&self.profile, self.device) {
+            (Some(profile), _) => line("profile", format!("{}: {}", profile.name, profile.about)),
+            (None, Some(_)) => line("profile", "none for this machine; --profile names one".to_owned()),
+            (None, None) => {} // a problem says why
+        }
         line("processor", format!("{} with {}", self.architecture, self.instruction_sets.join(", ")));
         if let Some(isa) = self.isa {
             line("kernels", format!("{isa} (PLEINAIR_ISA chooses another)"));

@@ -65,7 +65,14 @@ impl Choice {
         };
         let named = self.profile.as_deref().map(Profile::named).transpose()?;
         let wanted = asked.or(named.as_ref().map(|profile| profile.device)).unwrap_or_default();
-        let (target, note) = Target::open(wanted, isa()?)?;
+        let isa = isa()?;
+        let (target, note) = match Target::open(wanted, isa) {
+            Err(Error::Usage(why)) if asked.is_some() => {
+                return Err(Error::Usage(format!("{why}; use --device cpu or leave it out")));
+            }
+            Err(Error::Usage(why)) => (Target::cpu(isa), Some(why)), // only the profile wanted it
+            other => other?,
+        };
         let machine = Machine::this(target.gpu());
         let profile = named.or_else(|| Profile::of(&machine));
         let target = match &profile {

@@ -154,6 +154,35 @@ fn a_missing_model_is_an_error_that_says_where_it_was_looked_for() {
     assert_eq!(studio.names().len(), 1);
 }
 
+/// A profile's size bounds what nobody gave, its steps are those of such paintings, and a GPU that only it wants is no must.
+#[test]
+fn a_profile_says_how_pictures_are_painted() {
+    let studio = Studio::new();
+    let profile = "about = \"a small board\"\ndevice = \"cuda\"\nthreads = 1\nsize = 64\nsteps = 2\n";
+    std::fs::write(studio.path("board.toml"), profile).unwrap();
+    // its own size is 128
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/atelier");
+    let paint = ["paint", "--bundle", model, "--prompt", "a boat", "--profile", "board.toml", "--out", "a.png"];
+    let run = studio.done(&paint);
+    assert!(
+        run.stderr.contains("no CUDA; the networks run on the processor") || cfg!(feature = "cuda"),
+        "{}",
+        run.stderr
+    );
+    let recipe = texts(studio.read("a.png")).1;
+    assert_eq!((&recipe["steps"], &recipe["size"]), (&2.into(), &serde_json::json!([64, 64])), "{recipe}");
+    studio.done(&with(&paint, &["--size", "128x64", "--steps", "3"]));
+    let recipe = texts(studio.read("a.png")).1;
+    assert_eq!((&recipe["steps"], &recipe["size"]), (&3.into(), &serde_json::json!([128, 64])), "{recipe}");
+
+    let report = studio.done(&["doctor", "--bundle", TINY, "--json", "--profile", "board.toml"]).json();
+    assert_eq!(report["profile"]["name"], "board");
+    std::fs::write(studio.path("board.toml"), "about = \"a small board\"\nspeed = 2\n").unwrap();
+    Run::of(&mut studio.command(PROGRAM, &paint)).failed(1, &["board.toml", "speed"]);
+    Run::of(&mut studio.command(PROGRAM, &["doctor", "--bundle", TINY, "--profile", "nope"]))
+        .failed(1, &["no profile nope", "jetson-thor"]);
+}
+
 #[test]
 fn the_doctor_finds_nothing_wrong() {
     let studio = Studio::new();

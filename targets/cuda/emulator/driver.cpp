@@ -255,6 +255,8 @@ DRIVER cuDeviceGetDefaultMemPool(void** pool, int) {
 
 // what is freed stays with the host's allocator anyway
 DRIVER cuMemPoolSetAttribute(void*, int, void*) { return 0; }
+DRIVER cuMemPoolTrimTo(void*, size_t) { LOCKED; return forbidden_in_capture("cuMemPoolTrimTo"); }
+DRIVER cuDeviceGraphMemTrim(int) { LOCKED; return forbidden_in_capture("cuDeviceGraphMemTrim"); }
 
 DRIVER cuDeviceGetAttribute(int* value, int attribute, int) {
     int capability = number_from("EMULATOR_CAPABILITY", 87);

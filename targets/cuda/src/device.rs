@@ -1,8 +1,8 @@
 //! The first NVIDIA GPU as a candle device.
 
 use crate::kernels::{self, BUILT_WITH, COMPILED_FOR, Module};
-use candle_core::cuda::CudaDevice;
 use candle_core::cuda::cudarc::driver::{CudaContext, DriverError, result, sys};
+use candle_core::cuda::{CudaDevice, WrapErr};
 use candle_core::{Device, Error};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -50,6 +50,26 @@ fn keep_freed_memory(context: &CudaContext) -> std::result::Result<(), DriverErr
         let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         result::mem_pool::set_attribute(pool, threshold, (&raw mut everything).cast())
     }
+}
+
+/// Gives what the process has freed back to the driver. Graphs take their memory from another pool, which does not find it
+/// in this one.
+pub(crate) fn give_back_freed_memory(device: &CudaDevice) -> candle_core::Result<()> {
+    let stream = device.cuda_stream();
+    stream.synchronize().w()?;
+    // SAFETY: the pool is of the context's device.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(stream.context().cu_device()).w()?;
+        result::mem_pool::trim_to(pool, 0).w()
+    }
+}
+
+/// The same with what graphs have used and no launch of them is using.
+pub(crate) fn give_back_memory_of_graphs(device: &CudaDevice) -> candle_core::Result<()> {
+    let stream = device.cuda_stream();
+    stream.synchronize().w()?;
+    // SAFETY: the device is the context's.
+    unsafe { sys::cuDeviceGraphMemTrim(stream.context().cu_device()) }.result().w()
 }
 
 const NO_GPU: &str = "there is no NVIDIA GPU here that its driver can use";

@@ -1,5 +1,6 @@
 //! A recorded step: many launches that the GPU repeats at one word, without what it costs the CPU to ask for each.
 
+use crate::device::{give_back_freed_memory, give_back_memory_of_graphs};
 use candle_core::cuda::cudarc::driver::CudaGraph;
 use candle_core::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use candle_core::cuda::{CudaDevice, WrapErr};
@@ -55,6 +56,8 @@ impl Graph {
         let _cache = device.enable_cuda_graph_htod_cache();
         work()?;
         stream.context().check_err().w()?;
+        // what the real run took would lie idle beside the graph's own
+        give_back_freed_memory(device)?;
         // other threads may go on using the GPU meanwhile, on streams of their own
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
         let recording = Recording(device);
@@ -91,6 +94,13 @@ impl Graph {
     /// The device on which it was recorded.
     pub fn device(&self) -> Device {
         Device::Cuda(self.device.clone())
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // memory that stays where no tensor finds it is all that a failure costs
+        let _ = give_back_memory_of_graphs(&self.device);
     }
 }
 

@@ -132,6 +132,10 @@ impl Painter {
         check_tokenizer(&tokenizer, &bundle)?;
         let bundle = Arc::new(bundle);
         let (for_unet, for_controlnet) = (bundle.clone(), bundle.clone());
+        let (residency, vae) = (Residency::of(&bundle)?, Vae::open(&bundle)?);
+        if residency == Residency::InTurn {
+            vae.release(); // before the denoiser takes its place
+        }
         Ok(Painter {
             schedule: schedule.map_err(|e| Error::file(&path, e.to_string()))?,
             tokenizer,
@@ -141,8 +145,8 @@ impl Painter {
                 Some(_) => Some(Part::open(move || ControlNet::load(&for_controlnet))?),
                 None => None,
             },
-            vae: Vae::open(&bundle)?,
-            residency: Residency::of(&bundle)?,
+            vae,
+            residency,
             bundle,
         })
     }

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::process::Command;
 
 /// The profiles that ship with the program, the more particular first.
-const SHIPPED: [(&str, &str); 9] = [
+const SHIPPED: [(&str, &str); 10] = [
     ("jetson-orin-nano", include_str!("../targets/profiles/jetson-orin-nano.toml")),
+    ("jetson-orin-nx", include_str!("../targets/profiles/jetson-orin-nx.toml")),
     ("jetson-agx-orin", include_str!("../targets/profiles/jetson-agx-orin.toml")),
     ("jetson-thor", include_str!("../targets/profiles/jetson-thor.toml")),
     ("apple-m1", include_str!("../targets/profiles/apple-m1.toml")),
@@ -163,6 +164,10 @@ mod tests {
         let cuda = Some(Kind::Cuda);
         let nano = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super";
         assert_eq!(machine(nano, "aarch64", cuda), name("jetson-orin-nano"));
+        assert_eq!(
+            machine("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", "aarch64", cuda),
+            name("jetson-orin-nx")
+        );
         assert_eq!(machine("NVIDIA Jetson AGX Orin Developer Kit", "aarch64", cuda), name("jetson-agx-orin"));
         assert_eq!(machine("NVIDIA Jetson AGX Thor Developer Kit", "aarch64", cuda), name("jetson-thor"));
         assert_eq!(machine("Apple M3 Pro", "aarch64", Some(Kind::Metal)), name("apple-m3"));

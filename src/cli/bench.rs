@@ -100,8 +100,9 @@ pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
     let runs = usize::from(arguments.runs.unwrap_or(arguments.what.usual_runs()));
     let subject = Subject::open(arguments, bundle, (width, height))?;
     let open_seconds = began.elapsed().as_secs_f64();
-    // The first evaluation reads the weights from disk and grows the heap; a painting is long enough not to care.
-    let warm_up = (arguments.what != What::Paint).then(|| subject.run()).transpose()?;
+    // The first evaluation reads the weights from disk and grows the heap; a painting on the processor is
+    // long enough not to care, on a GPU it also loads every kernel and records a step.
+    let warm_up = (arguments.what != What::Paint || !target.is_cpu()).then(|| subject.run()).transpose()?;
     let measured = measure(runs, warm_up, &mut || subject.run(), &|problem| unusable(&folder, target.isa(), problem))?;
     let report = Report {
         what: arguments.what,

@@ -96,6 +96,8 @@ impl Weight {
             Values::F16(values) => Numbers::F16(device.clone_htod(values)?),
             Values::Int8 { rows, scales, smooth } => Numbers::Int8(Int8::new(device, rows, scales, smooth)?),
         };
+        // the caller may drop its numbers now, which where GPU and processor share memory are perhaps still being copied
+        device.synchronize()?;
         Ok(Weight { device: device.clone(), outputs, inputs, numbers })
     }
 

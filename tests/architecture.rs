@@ -96,7 +96,12 @@ fn crates_depend_in_one_direction() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = |path: &str| fs::read_to_string(root.join(path)).unwrap();
     let dependencies = |text: &str| text.split("\n[dependencies]").nth(1).unwrap().to_string();
-    assert!(!dependencies(&manifest("targets/cpu/Cargo.toml")).contains("pleinair"));
+    for target in ["cpu", "cuda", "metal"] {
+        let all = dependencies(&manifest(&format!("targets/{target}/Cargo.toml")));
+        // tests may compare with another target's kernels
+        let own = all.split("\n[dev-dependencies]").next().unwrap();
+        assert!(!own.contains("pleinair"), "{target}: {own}");
+    }
     assert!(!dependencies(&manifest("Cargo.toml")).contains("quantize"));
     let quantize = dependencies(&manifest("quantize/Cargo.toml"));
     assert!(quantize.contains("pleinair.workspace") && !quantize.contains("pleinair-"), "{quantize}");

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aarch64 check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx references clean
+.PHONY: help demo test test-aarch64 test-aarch64-all check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -35,6 +35,9 @@ test: tools cxx ## everything that must hold
 
 test-aarch64: tools ## the CPU kernels' tests for 64-bit Arm, on an emulated CPU with NEON, dot products and i8mm
 	targets/aarch64.sh test -p pleinair-cpu --lib --tests --no-fail-fast
+
+test-aarch64-all: tools cxx ## everything that must hold, on that emulated CPU
+	targets/aarch64.sh test -p pleinair -p pleinair-cpu -p pleinair-quantize --no-fail-fast
 
 check-cuda: cxx ## lint the CUDA target where there is neither a GPU nor CUDA
 	targets/cuda.sh clippy -p pleinair -p pleinair-cuda --all-targets -- -D warnings

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aarch64 test-aarch64-all check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx references clean
+.PHONY: help demo test test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -36,8 +36,11 @@ test: tools cxx ## everything that must hold
 test-aarch64: tools ## the CPU kernels' tests for 64-bit Arm, on an emulated CPU with NEON, dot products and i8mm
 	targets/aarch64.sh test -p pleinair-cpu --lib --tests --no-fail-fast
 
-test-aarch64-all: tools cxx ## everything that must hold, on that emulated CPU
-	targets/aarch64.sh test -p pleinair -p pleinair-cpu -p pleinair-quantize --no-fail-fast
+# all but those tests that start a program, which the system would have to run under qemu by itself
+test-aarch64-library: tools cxx ## the whole library's tests, on that emulated CPU (half an hour)
+	targets/aarch64.sh test -p pleinair -p pleinair-cpu -p pleinair-quantize --lib --test bundles --test gradients --test learning \
+		--test networks --test opening --test painting --test pickle --test shipped --test solvers --test onnx --test source \
+		--test int8 --test wide --test attention --test oracle --no-fail-fast
 
 check-cuda: cxx ## lint the CUDA target where there is neither a GPU nor CUDA
 	targets/cuda.sh clippy -p pleinair -p pleinair-cuda --all-targets -- -D warnings

@@ -51,7 +51,7 @@ test-cuda: cxx ## the CUDA kernels' tests, on an emulated GPU
 
 # in f32 beside diffusers, and in half precision beside f32
 test-cuda-program: cxx ## the whole program on an emulated GPU: parity, learning, recorded steps (twenty minutes)
-	PLEINAIR_TEST_DEVICE=cuda targets/cuda.sh test -p pleinair --test networks --test painting --test learning \
+	PLEINAIR_TEST_DEVICE=cuda targets/cuda.sh test -p pleinair --lib --test networks --test painting --test learning \
 		--test gradients --test bundles --test gpu --no-fail-fast
 
 # compute capability: 87 is Jetson Orin, 89 an RTX 40, 90 an H100

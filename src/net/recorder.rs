@@ -115,7 +115,7 @@ mod cuda {
                     }
                 }
                 State::Seen(seen, answer) if seen == wanted => {
-                    match Recording::new(wanted, settled, changing, answer, &network) {
+                    match Recording::new(wanted.clone(), settled, changing, answer, &network) {
                         Ok(recording) => {
                             let answer = copies(&recording.answer);
                             *self = State::Recorded(Box::new(recording));
@@ -126,12 +126,12 @@ mod cuda {
                 }
                 State::Refused(why) => State::Refused(why),
                 // a recording of other sizes gives its memory back
-                _ => State::Seen(wanted, vec![]),
+                _ => State::Nothing,
             };
             let owned = |all: &[&Tensor]| all.iter().map(|&x| x.clone()).collect::<Vec<_>>();
             let answer = network(&owned(settled), &owned(changing))?;
-            if let State::Seen(_, kept) = self {
-                *kept = copies(&answer)?;
+            if let State::Nothing = self {
+                *self = State::Seen(wanted, copies(&answer)?);
             }
             Ok(answer)
         }
@@ -185,6 +185,23 @@ mod tests {
         for _ in 0..3 {
             let answer = recorder.play(&[&a], &[&b, &b], 7, |s, c| Ok(vec![(&s[0] * &c[1])?])).unwrap();
             assert_eq!(answer[0].to_vec1::<f32>().unwrap(), [6.0]);
+        }
+        assert_eq!(recorder.refusal(), None);
+    }
+
+    /// An evaluation that failed, for want of memory say, is not what a recording is made of.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_failed_evaluation_leaves_nothing_behind() {
+        let device = pleinair_cuda::open().unwrap();
+        let recorder = Recorder::default();
+        let input = |x: f32| Tensor::new(&[x], &device).unwrap();
+        let fails = |_: &[Tensor], _: &[Tensor]| Err(crate::Error::Usage("out of paint".into()));
+        assert!(recorder.play(&[], &[&input(1.0)], 0, fails).is_err());
+        // seen, recorded, played back twice
+        for x in [2.0, 3.0, 4.0, 5.0] {
+            let answer = recorder.play(&[], &[&input(x)], 0, |_, c| Ok(vec![(&c[0] + &c[0])?])).unwrap();
+            assert_eq!(answer[0].to_vec1::<f32>().unwrap(), [2.0 * x]);
         }
         assert_eq!(recorder.refusal(), None);
     }

@@ -18,6 +18,8 @@ pub mod sampler;
 pub mod style;
 pub mod train;
 pub mod canvas;
+pub mod daemon;
+pub mod config;
 pub mod error;
 pub mod profile;
 pub mod target;

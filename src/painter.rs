@@ -3,13 +3,15 @@
 mod guided;
 mod memory;
 mod order;
+mod request;
 
 pub use order::{Inversion, Order, StyleChoice};
+pub use request::{CONTROL_SCALE, GUIDANCE, Habits, NEGATIVE, Request, STRENGTH, Size};
 
 use crate::bundle::Bundle;
 use crate::bundle::part::Part;
 use crate::camera::Frame;
-use crate::canvas::Canvas;
+use crate::canvas::{Canvas, Metadata};
 use crate::net::{ControlNet, Latent, TextEncoder, Unet};
 use crate::prompt::Tokenizer;
 use crate::sampler::{OnStep, Plan, Schedule, SchedulerConfig, TorchRng, ddim, sample};
@@ -196,6 +198,32 @@ impl Painter {
     /// If the latent is not `[1, 4, h, w]`.
     pub fn preview(&self, denoised: &candle_core::Tensor) -> Result<Canvas> {
         Canvas::from_planar(&self.vae.preview(&Latent(denoised.clone()))?)
+    }
+
+    /// Whether a preview costs no more than a few steps: the VAE need not be loaded from disk for it.
+    pub fn previews_are_cheap(&self) -> bool {
+        self.residency != Residency::InTurn || self.bundle.tiny_decoder().is_some()
+    }
+
+    /// How a picture was painted, for its file.
+    ///
+    /// # Errors
+    /// If the prompt names a style that is not given.
+    pub fn metadata(&self, order: &Order) -> Result<Metadata> {
+        let mut recipe = order.recipe()?;
+        recipe["program"] = concat!("pleinair ", env!("CARGO_PKG_VERSION")).into();
+        recipe["bundle"] = self.bundle.name().into();
+        Ok(Metadata {
+            prompt: order.prompt_text()?,
+            negative: order.negative.clone(),
+            steps: order.steps,
+            sampler: order.sampler.name().to_owned(),
+            cfg_scale: order.guidance.prompt,
+            seed: order.seed,
+            model_hash: self.text.base()?.chars().take(10).collect(),
+            strength: order.content.is_some().then_some(order.strength),
+            recipe,
+        })
     }
 
     /// Before the VAE works, whose maps of a large picture take as much memory as the denoiser's weights.

@@ -171,6 +171,11 @@ impl Bundle {
         self.manifest.as_ref()?.control.filter(|control| *control != Control::SoftEdge)
     }
 
+    /// The folder's own name, for people and metadata: never the path to it.
+    pub fn name(&self) -> String {
+        folder_name(&self.folder)
+    }
+
     /// The folder it was opened from.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -358,6 +363,12 @@ impl Bundle {
         let (side, ratio) = (self.native_size() as f64, (width as f64 / height as f64).sqrt());
         self.nearest_size(side * ratio, side / ratio)
     }
+}
+
+/// The folder's own name, whatever way led to it.
+pub fn folder_name(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+    whole.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn nearest_multiples(width: f64, height: f64, step: usize) -> (usize, usize) {

@@ -1,15 +1,15 @@
 //! `pleinair bench`: how long this machine takes, and how much memory, with the answer checked before a time is told.
 
 use super::doctor::binary;
-use super::paint::{Size, plain_order, size};
+use super::paint::plain_order;
 use super::{model, place, print, print_json};
 use candle_core::Tensor;
 use clap::ValueEnum;
-use pleinair::bundle::Bundle;
 use pleinair::bundle::manifest::Dtype;
+use pleinair::bundle::{Bundle, folder_name};
 use pleinair::camera::Frame;
 use pleinair::net::{TextKv, Unet};
-use pleinair::painter::{Order, Painter};
+use pleinair::painter::{Order, Painter, Size};
 use pleinair::prompt::{Conditioning, Template};
 use pleinair::sampler::TorchRng;
 use pleinair::train::{self, Batch, Lesson, Prompts, Study};
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     model: model::Choice,
     /// Width and height in pixels, or both as one number [default: the model's own]
-    #[arg(long, value_name = "WxH", value_parser = size)]
+    #[arg(long, value_name = "WxH")]
     size: Option<Size>,
     /// Latents that the UNet sees at once; a painting is always one
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -106,7 +106,7 @@ pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
     let measured = measure(runs, warm_up, &mut || subject.run(), &|problem| unusable(&folder, target.isa(), problem))?;
     let report = Report {
         what: arguments.what,
-        bundle: model::name(&folder),
+        bundle: folder_name(&folder),
         device: target.name(),
         isa: target.isa().name(),
         numbers: target.numbers().as_str(),

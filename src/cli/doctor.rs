@@ -2,9 +2,9 @@
 
 use super::paint::plain_order;
 use super::{model, place, print, print_json};
-use pleinair::bundle::Bundle;
 use pleinair::bundle::manifest::{self, Dtype, FileEntry, Manifest};
 use pleinair::bundle::weights::Weights;
+use pleinair::bundle::{Bundle, folder_name};
 use pleinair::net::{ControlNet, TextEncoder, Unet};
 use pleinair::painter::Painter;
 use pleinair::profile::Profile;
@@ -178,7 +178,7 @@ fn examine(folder: &Path, target: &Target, report: &mut Report) {
         None
     };
     report.model = Some(Model {
-        name: model::name(folder),
+        name: folder_name(folder),
         folder: folder.display().to_string(),
         packing: bundle.manifest.as_ref().map(Packing::of),
         native_size: bundle.native_size(),

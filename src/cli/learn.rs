@@ -1,7 +1,7 @@
 //! `pleinair learn`: a style from one picture or a few.
 
 use super::interrupt::Interrupt;
-use super::paint::{beside, metadata, plain_order};
+use super::paint::{beside, plain_order};
 use super::progress::{Event, Progress};
 use super::{model, place, style};
 use pleinair::bundle::write::check_writable;
@@ -12,7 +12,7 @@ use pleinair::prompt::{PromptStyle, Template};
 use pleinair::style::Style;
 use pleinair::train::{self, Files, Lesson, Study};
 use pleinair::{Error, Result};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Steps of a preview: enough to see where the style goes.
@@ -86,7 +86,7 @@ pub(super) fn run(
         }
     }
     let mut unfinished = (!arguments.resume && files.checkpoint.is_file()).then(|| files.checkpoint.display());
-    let preview = Preview { arguments, painter: &painter, folder: &folder, interrupt, progress };
+    let preview = Preview { arguments, painter: &painter, interrupt, progress };
     let began = Instant::now();
     let learned = train::learn(&painter, &lesson, &files, arguments.resume, &mut |now| {
         if let Some(checkpoint) = unfinished.take() {
@@ -143,7 +143,6 @@ impl Arguments {
 struct Preview<'a> {
     arguments: &'a Arguments,
     painter: &'a Painter,
-    folder: &'a Path,
     interrupt: &'a Interrupt,
     progress: &'a Progress,
 }
@@ -161,8 +160,7 @@ impl Preview<'_> {
         let labels = orders.iter().map(Order::prompt_text).collect::<Result<Vec<_>>>()?;
         let cells: Vec<(&str, &Canvas)> = labels.iter().map(String::as_str).zip(&pictures).collect();
         let file = beside(&self.arguments.out, &format!("-step{step:04}.png"));
-        let base = self.painter.text_encoder().base()?;
-        contact_sheet(&cells, cells.len())?.save(&file, &metadata(&orders[0], &base, self.folder)?)?;
+        contact_sheet(&cells, cells.len())?.save(&file, &self.painter.metadata(&orders[0])?)?;
         self.progress.tell(&Event::preview(&file))
     }
 

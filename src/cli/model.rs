@@ -70,12 +70,6 @@ pub(super) fn open(folder: &Path, target: &Target) -> Result<Painter> {
     Painter::new(Bundle::open(folder)?.on(target.clone()))
 }
 
-/// The folder's own name, for people and metadata: never the path to it.
-pub(super) fn name(folder: &Path) -> String {
-    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
-    whole.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
 /// The words of a model and their vectors, without the networks that paint.
 pub(super) struct Words {
     tokenizer: Tokenizer,

@@ -1,26 +1,19 @@
 //! `pleinair paint`: a photograph or a prompt becomes a picture.
 
 use super::interrupt::Interrupt;
-use super::place::{self, Place};
+use super::place;
 use super::progress::{Event, Progress};
 use super::{model, style};
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use pleinair::bundle::Bundle;
 use pleinair::bundle::write::check_writable;
 use pleinair::camera::Frame;
-use pleinair::canvas::{Canvas, Metadata};
-use pleinair::painter::{Inversion, Order, Painter};
+use pleinair::canvas::Canvas;
+use pleinair::painter::{CONTROL_SCALE, GUIDANCE, Inversion, NEGATIVE, Order, Request, STRENGTH, Size};
 use pleinair::prompt::Template;
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::{Error, Result};
 use std::path::{Path, PathBuf};
-
-/// What the reference code keeps away from.
-pub(super) const NEGATIVE: &str =
-    "low resolution, poorly drawn, worst quality, low quality, normal quality, blurry image, artifact";
-/// Guidance scale of the prompt as a whole, ln in the paper.
-pub(super) const GUIDANCE: f64 = 5.0;
 
 /// Text to image without a style, with every setting as it is by default but size and steps.
 pub(super) fn plain_order(prompt: Template, size: (usize, usize), steps: usize) -> Result<Order> {
@@ -40,9 +33,6 @@ pub(super) fn plain_order(prompt: Template, size: (usize, usize), steps: usize) 
     })
 }
 
-/// No picture is larger than this, in pixels.
-const LARGEST: usize = 1 << 24;
-
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -60,7 +50,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TEXT", default_value = NEGATIVE)]
     negative: String,
     /// How far the photograph is carried towards noise, above 0 and up to 1
-    #[arg(long, value_name = "X", default_value_t = 0.8)]
+    #[arg(long, value_name = "X", default_value_t = STRENGTH)]
     strength: f64,
     /// Steps of the whole schedule [default: the profile's, else 25, with --content 30]
     #[arg(long, value_name = "N")]
@@ -84,11 +74,11 @@ pub(super) struct Arguments {
     #[arg(long, value_enum, default_value_t)]
     guidance_form: Form,
     /// How much the photograph's edges count; 0 leaves the ControlNet out
-    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = CONTROL_SCALE, allow_negative_numbers = true)]
     control_scale: f64,
     /// Width and height in pixels, such as 256x192, or the longer side alone [default: the model's own area]; what is not
     /// given follows the photograph's shape
-    #[arg(long, value_name = "WxH", value_parser = size)]
+    #[arg(long, value_name = "WxH")]
     size: Option<Size>,
     /// Seed of the noise: the same inputs and seed give the same picture
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -122,39 +112,14 @@ fn sampler() -> impl TypedValueParser<Value = Sampler> {
     PossibleValuesParser::new(Sampler::ALL.map(Sampler::name)).try_map(|name| name.parse::<Sampler>())
 }
 
-/// The size of a picture in pixels.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Size {
-    /// Width and height.
-    Sides(usize, usize),
-    /// The longer side.
-    Longer(usize),
-}
-
-pub(super) fn size(text: &str) -> Result<Size, String> {
-    let number = |side: &str| side.parse::<usize>().ok();
-    let size = match text.split_once(['x', 'X']) {
-        Some((width, height)) => number(width).zip(number(height)).map(|(w, h)| Size::Sides(w, h)),
-        None => number(text).map(Size::Longer),
-    };
-    let size = size.ok_or("write it as WIDTHxHEIGHT, such as 256x192, or as the longer side, such as 256")?;
-    let (width, height) = match size {
-        Size::Sides(width, height) => (width, height),
-        Size::Longer(side) => (side, side),
-    };
-    if width == 0 || height == 0 || width.checked_mul(height).is_none_or(|area| area > LARGEST) {
-        return Err(format!("both sides must be above 0 and their product at most {LARGEST} pixels"));
-    }
-    Ok(size)
-}
-
 pub(super) fn run(
     arguments: &Arguments,
     place: &place::Choice,
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let prompt = arguments.prompt_template()?;
+    let request = arguments.request();
+    request.template()?; // before anything is opened
     let last_seed = arguments.seed.checked_add(arguments.count - 1);
     let last_seed = last_seed.ok_or_else(|| Error::Usage("there are no seeds that high; lower --seed".into()))?;
     let out = Out::prepare(&arguments.out, arguments.count)?;
@@ -164,20 +129,14 @@ pub(super) fn run(
     let painter = model::open(&folder, &place.target)?;
     interrupt.check()?;
 
-    let mut order = arguments.order(prompt, content, &painter, &place, progress)?;
-    if order.content.is_some() && order.control_scale != 0.0 {
-        let bundle = painter.bundle();
-        if let Some(control) = bundle.foreign_control() {
-            let cannot = "this program cannot make of photographs yet; it is left out";
-            progress.note(&format!("this model's ControlNet reads {control} pictures, which {cannot}"));
-            order.control_scale = 0.0;
-        } else if bundle.controlnet.is_none() {
-            progress.note("this model has no ControlNet; the photograph's edges do not count");
-            order.control_scale = 0.0;
-        }
+    let mut styles = vec![];
+    for given in &arguments.styles {
+        let (choice, told) = style::choose(given, painter.bundle().folder(), painter.tokenizer())?;
+        progress.note(&told);
+        styles.push(choice);
     }
-    order.notes(painter.tokenizer())?.iter().for_each(|note| progress.note(note));
-    let base = painter.text_encoder().base()?;
+    let (mut order, notes) = request.order(&painter, styles, content, place.habits())?;
+    notes.iter().for_each(|note| progress.note(note));
     for (number, seed) in (arguments.seed..=last_seed).enumerate() {
         order.seed = seed;
         let file = out.file(number, seed);
@@ -191,7 +150,7 @@ pub(super) fn run(
             match arguments.preview_every {
                 Some(every) if (index + 1) % every as usize == 0 && index + 1 < count => {
                     let preview = beside(&file, &format!("-step{:02}.png", index + 1));
-                    let metadata = metadata(&order, &base, &folder)?;
+                    let metadata = painter.metadata(&order)?;
                     painter.preview(step.denoised)?.save(&preview, &metadata)?;
                     progress.tell(&Event::preview(&preview))
                 }
@@ -199,7 +158,7 @@ pub(super) fn run(
             }
         })?;
         interrupt.check()?;
-        canvas.save(&file, &metadata(&order, &base, &folder)?)?;
+        canvas.save(&file, &painter.metadata(&order)?)?;
         progress.tell(&Event::finished(&file))?;
     }
     if let Some(why) = painter.not_recorded() {
@@ -210,80 +169,29 @@ pub(super) fn run(
 }
 
 impl Arguments {
-    fn prompt_template(&self) -> Result<Template> {
-        match &self.prompt {
-            Some(prompt) if self.styles.is_empty() => Template::parse(prompt),
-            Some(prompt) => Ok(Template::parse(prompt)?.with_style_place()),
-            None if self.styles.is_empty() => {
-                Err(Error::Usage("there is nothing to paint: give --style, --prompt or both".into()))
-            }
-            None => Ok(Template::style_only()),
-        }
-    }
-
-    fn order(
-        &self,
-        prompt: Template,
-        content: Option<Frame>,
-        painter: &Painter,
-        place: &Place,
-        progress: &Progress,
-    ) -> Result<Order> {
-        let mut styles = vec![];
-        for given in &self.styles {
-            let (choice, told) = style::choose(given, painter.bundle().folder(), painter.tokenizer())?;
-            progress.note(&told);
-            styles.push(choice);
-        }
-        let form = match self.guidance_form {
-            Form::Paper => GuidanceForm::Paper,
-            Form::Half => GuidanceForm::Half,
-        };
-        let transfer = content.is_some();
-        Ok(Order {
-            prompt,
-            negative: self.negative.clone(),
-            styles,
-            size: self.pixels(painter.bundle(), content.as_ref(), place.largest_side(), progress),
-            content,
-            steps: self.steps.or(place.steps()).unwrap_or(if transfer { 30 } else { 25 }),
-            strength: self.strength,
-            sampler: self.sampler.unwrap_or(if transfer { Sampler::UniPc } else { Sampler::DpmSolverPp2M }),
-            guidance: Guidance::new(self.style_strength, self.content_strength, self.guidance, form)?,
-            control_scale: self.control_scale,
-            inversion: match self.invert {
+    fn request(&self) -> Request {
+        Request {
+            styles: self.styles.clone(),
+            prompt: self.prompt.clone(),
+            negative: Some(self.negative.clone()),
+            strength: Some(self.strength),
+            steps: self.steps,
+            sampler: self.sampler,
+            invert: Some(match self.invert {
                 Invert::Noise => Inversion::Noise,
                 Invert::Ddim => Inversion::Ddim,
-            },
-            seed: self.seed,
-        })
-    }
-
-    fn pixels(
-        &self,
-        bundle: &Bundle,
-        content: Option<&Frame>,
-        largest: Option<usize>,
-        progress: &Progress,
-    ) -> (usize, usize) {
-        let (w, h) = content.map_or((1, 1), |frame| (frame.width(), frame.height()));
-        let (width, height) = match self.size {
-            None => match (bundle.native_size_like(w, h), largest) {
-                ((width, height), Some(largest)) if width.max(height) > largest => return bundle.within(w, h, largest),
-                (own, _) => return own,
-            },
-            Some(Size::Longer(side)) => return bundle.within(w, h, side),
-            Some(Size::Sides(width, height)) => (width, height),
-        };
-        let nearest = bundle.nearest_size(width as f64, height as f64);
-        if nearest != (width, height) {
-            let step = bundle.size_step();
-            progress.note(&format!(
-                "{width}x{height} does not divide by {step}, which this model needs; painting {}x{}",
-                nearest.0, nearest.1
-            ));
+            }),
+            style_strength: Some(self.style_strength),
+            content_strength: Some(self.content_strength),
+            guidance: Some(self.guidance),
+            guidance_form: Some(match self.guidance_form {
+                Form::Paper => GuidanceForm::Paper,
+                Form::Half => GuidanceForm::Half,
+            }),
+            control_scale: Some(self.control_scale),
+            size: self.size,
+            seed: Some(self.seed),
         }
-        nearest
     }
 }
 
@@ -333,22 +241,4 @@ pub(super) fn beside(file: &Path, ending: &str) -> PathBuf {
     let mut name = file.file_stem().unwrap_or_default().to_owned();
     name.push(ending);
     file.with_file_name(name)
-}
-
-/// How the picture was painted; `base` is the checksum of the text encoder's word table.
-pub(super) fn metadata(order: &Order, base: &str, folder: &Path) -> Result<Metadata> {
-    let mut recipe = order.recipe()?;
-    recipe["program"] = concat!("pleinair ", env!("CARGO_PKG_VERSION")).into();
-    recipe["bundle"] = model::name(folder).into();
-    Ok(Metadata {
-        prompt: order.prompt_text()?,
-        negative: order.negative.clone(),
-        steps: order.steps,
-        sampler: order.sampler.name().to_owned(),
-        cfg_scale: order.guidance.prompt,
-        seed: order.seed,
-        model_hash: base.chars().take(10).collect(),
-        strength: order.content.is_some().then_some(order.strength),
-        recipe,
-    })
 }

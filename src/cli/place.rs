@@ -3,6 +3,7 @@
 use super::model::isa;
 use super::progress::Progress;
 use clap::ValueEnum;
+use pleinair::painter::Habits;
 use pleinair::profile::{Machine, Profile};
 use pleinair::target::Kind;
 use pleinair::{Error, Result, Target};
@@ -40,14 +41,10 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The longest side of a picture whose size nobody gave.
-    pub(super) fn largest_side(&self) -> Option<usize> {
-        self.profile.as_ref()?.size
-    }
-
-    /// Steps of a painting for which nobody gave them.
-    pub(super) fn steps(&self) -> Option<usize> {
-        self.profile.as_ref()?.steps
+    /// What suits a painting for which nobody says it.
+    pub(super) fn habits(&self) -> Habits {
+        let profile = self.profile.as_ref();
+        Habits { largest_side: profile.and_then(|p| p.size), steps: profile.and_then(|p| p.steps) }
     }
 }
 

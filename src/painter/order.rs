@@ -7,8 +7,10 @@ use crate::prompt::{PromptStyle, Template, Tokenizer};
 use crate::sampler::{Guidance, Sampler};
 use crate::style::Style;
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 /// In hexadecimal.
 fn sha256(bytes: impl Iterator<Item = u8>) -> String {
@@ -16,8 +18,10 @@ fn sha256(bytes: impl Iterator<Item = u8>) -> String {
 }
 
 /// How a content picture becomes the latent that painting starts from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Inversion {
+    #[default]
     /// Noise is added (SDEdit, arXiv 2108.01073): what the paper does.
     Noise,
     /// The denoiser runs backwards (DDIM, arXiv 2010.02502): keeps more of the picture.
@@ -34,6 +38,14 @@ pub enum StyleChoice {
 }
 
 impl StyleChoice {
+    /// The name a prompt calls it by.
+    pub fn name(&self) -> &str {
+        match self {
+            StyleChoice::Learned(style) => &style.token,
+            StyleChoice::Word(word) => word,
+        }
+    }
+
     fn in_prompt(&self) -> PromptStyle {
         match self {
             StyleChoice::Learned(style) => PromptStyle::Learned(style.token.clone()),

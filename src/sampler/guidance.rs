@@ -3,6 +3,8 @@
 use super::weighted_sum;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A prediction of the network, by the prompt it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +20,8 @@ pub enum Branch {
 }
 
 /// Which reading of the equation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum GuidanceForm {
     /// As printed.
     #[default]

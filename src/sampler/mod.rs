@@ -20,6 +20,7 @@ pub use schedule::{BetaSchedule, Level, PredictionType, Schedule, SchedulerConfi
 
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
@@ -33,7 +34,8 @@ pub trait Denoiser {
 }
 
 /// A solver, by the name users give it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
 pub enum Sampler {
     /// DPM-Solver++ (2M), `dpm++2m`.
     DpmSolverPp2M,
@@ -66,6 +68,20 @@ impl Sampler {
 impl fmt::Display for Sampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
+    }
+}
+
+impl From<Sampler> for &'static str {
+    fn from(sampler: Sampler) -> Self {
+        sampler.name()
+    }
+}
+
+impl TryFrom<String> for Sampler {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
     }
 }
 

@@ -240,7 +240,11 @@ fn tensors(vectors: &[Vec<f32>]) -> Result<Vec<Tensor>> {
 }
 
 impl Lesson {
-    fn check(&self) -> Result<()> {
+    /// Whether it can be taught.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if not.
+    pub fn check(&self) -> Result<()> {
         let fault = if self.studies.is_empty() {
             "no picture to learn from; give --image"
         } else if self.stages == 0 || self.stages > 1000 {

@@ -1,0 +1,178 @@
+//! One lesson: pictures from the queue become a style. Between two of its steps waiting paintings are painted.
+
+use super::Daemon;
+use super::job::{Event, Id, Kind, LearningWish, LossPoint, StyleSource};
+use super::painting::{jpeg, within};
+use super::store::{Claim, NewStyle, StyleFile, write};
+use super::worker;
+use crate::camera::Frame;
+use crate::canvas::Canvas;
+use crate::config::Learning;
+use crate::painter::{Order, Request, StyleChoice};
+use crate::prompt::Template;
+use crate::style::Style;
+use crate::train::{self, CHECKPOINT_EVERY, Files, Learned, Lesson, Study};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Steps of a picture of an unfinished style: enough to see where it goes.
+const PREVIEW_STEPS: usize = 12;
+const NAME: &str = "new style";
+const CONTEXT: &str = "A painting in the style of {}";
+
+/// The file of a lesson's picture, in the job's folder.
+pub(super) fn picture_name(number: usize) -> String {
+    format!("picture-{number}.png")
+}
+
+/// With the configuration's values where the wish is silent.
+pub(super) fn complete(wish: LearningWish, config: &Learning) -> LearningWish {
+    LearningWish {
+        name: Some(wish.name.map_or(NAME.into(), |name| name.trim().to_owned())),
+        contexts: if wish.contexts.is_empty() { vec![CONTEXT.into()] } else { wish.contexts },
+        proposals: wish.proposals,
+        stages: wish.stages.or(Some(config.stages)),
+        steps: wish.steps.or(Some(config.steps)),
+        batch: wish.batch.or(Some(config.batch)),
+        lr: wish.lr.or(Some(config.lr)),
+        init: wish.init.or(Some(config.init.clone())),
+        seed: wish.seed.or(Some(0)),
+        license: wish.license.or(Some(String::new())),
+    }
+}
+
+/// The lesson a complete wish comes to.
+///
+/// # Errors
+/// [`Error::Usage`] for one that cannot be taught.
+pub(super) fn of(daemon: &Daemon, wish: &LearningWish, pictures: Vec<Frame>) -> Result<Lesson> {
+    let defaults = &daemon.config().learning;
+    let token = wish.name.clone().unwrap_or_else(|| NAME.into());
+    super::store::check_name(&token)?;
+    let (texts, count) = (wish.contexts.len(), pictures.len());
+    if texts != 1 && texts != count {
+        let what = format!("{texts} contexts for {count} pictures; give one for all, or one each");
+        return Err(Error::Usage(what));
+    }
+    let study = |(number, frame): (usize, Frame)| {
+        let context = Template::parse(&wish.contexts[number % texts])?.with_style_place();
+        Ok(Study { frame, context })
+    };
+    let lesson = Lesson {
+        token,
+        studies: pictures.into_iter().enumerate().map(study).collect::<Result<_>>()?,
+        stages: wish.stages.unwrap_or(defaults.stages),
+        steps: wish.steps.unwrap_or(defaults.steps),
+        batch: wish.batch.unwrap_or(defaults.batch),
+        lr: wish.lr.unwrap_or(defaults.lr),
+        init: wish.init.clone().unwrap_or_else(|| defaults.init.clone()),
+        seed: wish.seed.unwrap_or(0),
+        license: wish.license.clone().unwrap_or_default(),
+    };
+    lesson.check()?;
+    daemon.0.painter.tokenizer().word(&lesson.init)?;
+    Ok(lesson)
+}
+
+fn files(folder: &Path) -> Files {
+    Files { checkpoint: folder.join("checkpoint.safetensors"), log: folder.join("loss.csv") }
+}
+
+/// Learns a claimed job's style and keeps it.
+///
+/// # Errors
+/// As [`super::painting::paint`].
+pub(super) fn learn(daemon: &Daemon, claim: &Claim) -> Result<()> {
+    let wish: LearningWish = claim.wish()?;
+    let folder = daemon.store().files().job(claim.id);
+    let names = (0..).map(|number| folder.join(picture_name(number))).take_while(|picture| picture.is_file());
+    let pictures = names.map(Frame::open).collect::<Result<Vec<_>>>()?;
+    let first = pictures.first().cloned();
+    let lesson = of(daemon, &wish, pictures)?;
+    let files = files(&folder);
+    let resume = files.checkpoint.is_file();
+    daemon.check(claim.id)?;
+    let learned = train::learn(&daemon.0.painter, &lesson, &files, resume, &mut |now| {
+        daemon.check(claim.id)?;
+        let (id, step, steps, loss, smoothed) = (claim.id, now.step, now.steps, now.loss, now.smoothed);
+        daemon.took_step(id, step, steps, None, Some(smoothed));
+        daemon.0.metrics.learning_step(smoothed);
+        daemon.events().tell(Event::Learning { id, step, steps, loss, smoothed });
+        if step.is_multiple_of(CHECKPOINT_EVERY) {
+            daemon.store().progress(id, step, steps)?;
+        }
+        worker::paint_what_waits(daemon)?;
+        daemon.check(claim.id)?;
+        preview(daemon, claim, step, now.style, &lesson.studies[0].context)
+    })?;
+    daemon.check(claim.id)?;
+    keep(daemon, claim, &wish, &files, first, &learned)
+}
+
+/// What the style is like now; the noise is always the same.
+fn preview(daemon: &Daemon, claim: &Claim, step: usize, style: &Style, context: &Template) -> Result<()> {
+    let every = daemon.config().learning.preview_every;
+    if every == 0 || !step.is_multiple_of(every) {
+        return Ok(());
+    }
+    let request = Request { prompt: Some(context.source()), styles: vec![style.token.clone()], ..Request::default() };
+    let order = sample(daemon, request, style)?;
+    let canvas = daemon.0.painter.paint(&order, &mut |_| daemon.check(claim.id))?;
+    daemon.show_preview(claim, &canvas)
+}
+
+/// A small order with a style.
+pub(super) fn sample(daemon: &Daemon, request: Request, style: &Style) -> Result<Order> {
+    let request = Request { steps: Some(PREVIEW_STEPS), seed: Some(0), ..request };
+    let (order, _) =
+        request.order(&daemon.0.painter, vec![StyleChoice::Learned(style.clone())], None, daemon.0.habits)?;
+    Ok(order)
+}
+
+fn keep(
+    daemon: &Daemon,
+    claim: &Claim,
+    wish: &LearningWish,
+    files: &Files,
+    picture: Option<Frame>,
+    learned: &Learned,
+) -> Result<()> {
+    let id = claim.id.to_string();
+    let store = daemon.store();
+    let file = |kind| store.files().style(&id, kind);
+    learned.style.save(file(StyleFile::Vectors))?;
+    let losses = std::fs::read(&files.log).map_err(Error::io(&files.log))?;
+    write(&file(StyleFile::Losses), &losses)?;
+    let has_picture = picture.is_some();
+    if let Some(picture) = picture {
+        let small = within(&Canvas::from(picture), daemon.config().painting.thumbnail_side)?;
+        write(&file(StyleFile::Picture), &jpeg(&small)?)?;
+    }
+    let new = NewStyle {
+        id: id.clone(),
+        style: &learned.style,
+        source: StyleSource::Learned,
+        kept: false,
+        proposals: wish.proposals.clone(),
+        has_picture,
+        losses: Some((learned.loss_before, learned.loss_after)),
+    };
+    if !store.finish_lesson(claim.id, &new)? {
+        store.files().forget_style(&id);
+        return Err(Error::Interrupted);
+    }
+    daemon.0.metrics.finished(Kind::Learning);
+    daemon.events().tell(Event::Finished { id: claim.id, kind: Kind::Learning });
+    daemon.events().tell(Event::Styles {});
+    Ok(())
+}
+
+/// As [`Daemon::losses`]: of a lesson in progress, or of the style that came of it.
+pub(super) fn losses(daemon: &Daemon, id: Id) -> Result<Option<Vec<LossPoint>>> {
+    let files = daemon.store().files();
+    let places: [PathBuf; 2] = [self::files(&files.job(id)).log, files.style(&id.to_string(), StyleFile::Losses)];
+    let Some(log) = places.iter().find(|place| place.is_file()) else { return Ok(None) };
+    let mut reader = csv::Reader::from_path(log).map_err(|fault| Error::file(log, fault.to_string()))?;
+    // the last line may be in the middle of being written
+    Ok(Some(reader.deserialize().map_while(|row| row.ok()).collect()))
+}

@@ -1,0 +1,607 @@
+//! The daemon: takes orders from pages, clients and buttons, and has them painted one after the other.
+//!
+//! Threads by name: `painter`, the only one that touches the networks; `camera`; and whoever asks. [`Daemon`] is the handle
+//! that all share. What must outlive a power cut is in the [`store`].
+
+mod events;
+pub mod job;
+mod lesson;
+mod metrics;
+mod painting;
+mod status;
+pub mod store;
+mod viewfinder;
+mod worker;
+
+pub use events::{Events, Numbered};
+pub use status::{Health, Status};
+pub use viewfinder::{Shot, Viewfinder};
+
+use crate::camera::Frame;
+use crate::canvas::Canvas;
+use crate::config::{Config, Source};
+use crate::painter::{Habits, Order, Painter, StyleChoice};
+use crate::style::{Recipe, Style};
+use crate::{Error, Result};
+use job::{Event, Id, Job, Kind, LearningWish, LossPoint, Origin, Painting, PaintingWish, State, StyleChange};
+use job::{StyleEntry, StyleSource, Ticket};
+use metrics::Metrics;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use store::{NewStyle, Page, PaintingFile, Store, StyleFile};
+
+/// What a mix for one painting alone is called.
+const MIX: &str = "mix";
+
+/// Why an order is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// As many wait as may.
+    #[error("there is a queue already; try again in {retry_after_seconds} seconds")]
+    Full {
+        /// When there will be room, roughly.
+        retry_after_seconds: u64,
+    },
+    /// The camera gives no picture.
+    #[error("the camera gives no picture: {0}")]
+    Camera(String),
+    /// There is nothing of this id.
+    #[error("there is no such {0}")]
+    Missing(&'static str),
+    /// The order makes no sense, or the disk refuses.
+    #[error(transparent)]
+    Fault(#[from] Error),
+}
+
+/// The handle of the running daemon; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Daemon(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    store: Store,
+    painter: Painter,
+    habits: Habits,
+    shipped: Vec<(String, Style)>,
+    events: Events,
+    viewfinder: Viewfinder,
+    metrics: Metrics,
+    started: Instant,
+    stop: Arc<AtomicBool>,
+    /// What the painter is at.
+    desk: Mutex<Desk>,
+    /// Wakes the painter when there is work, or an end.
+    work: Condvar,
+}
+
+/// What the painter is at, in memory.
+#[derive(Debug, Default)]
+struct Desk {
+    /// The jobs begun, the innermost last: a painting may interrupt a lesson.
+    running: Vec<Running>,
+    /// Jobs that a person took back while they ran.
+    cancelled: Vec<Id>,
+    previews: HashMap<Id, Preview>,
+    /// Mean seconds of a painting, from the last few.
+    painting_seconds: Option<f64>,
+    /// When the painter last gave a sign of life.
+    alive: Option<Instant>,
+    /// Styles of which no picture can be made.
+    unpictured: Vec<String>,
+    /// There is news for the painter, should it be about to wait.
+    wake: bool,
+}
+
+/// A job that was begun.
+#[derive(Debug, Clone)]
+struct Running {
+    id: Id,
+    kind: Kind,
+    began: Instant,
+    /// Steps before the first of this run, and when that began.
+    step_began: Option<(usize, Instant)>,
+    step: usize,
+    steps: usize,
+    stage: Option<usize>,
+    loss: Option<f32>,
+}
+
+/// A look at an unfinished painting or style, JPEG.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    /// Counts them.
+    pub version: u64,
+    /// The JPEG's bytes.
+    pub jpeg: Arc<Vec<u8>>,
+}
+
+/// Threads to be waited for.
+#[derive(Debug)]
+pub struct Threads(Vec<std::thread::JoinHandle<()>>);
+
+impl Threads {
+    /// Waits until all have ended, at most `patience`; whether they have.
+    pub fn wait(self, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        while self.0.iter().any(|thread| !thread.is_finished()) {
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
+}
+
+impl Daemon {
+    /// Opens the store, puts back what a crash interrupted, and starts painter and camera.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; or if a shipped style is damaged.
+    pub fn start(config: Config, painter: Painter, habits: Habits) -> Result<(Daemon, Threads)> {
+        let store = Store::open(&config.data)?;
+        store.recover(config.queue.attempts)?;
+        let shipped = shipped_styles(painter.bundle().folder())?;
+        store.set_shipped(&shipped)?;
+        let daemon = Daemon(Arc::new(Inner {
+            config,
+            store,
+            painter,
+            habits,
+            shipped,
+            events: Events::new(),
+            viewfinder: Viewfinder::default(),
+            metrics: Metrics::new(),
+            started: Instant::now(),
+            stop: Arc::default(),
+            desk: Mutex::default(),
+            work: Condvar::new(),
+        }));
+        let threads = vec![worker::start(daemon.clone())?, viewfinder::start(daemon.clone())?];
+        Ok((daemon, Threads(threads)))
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// What the model can do, without its networks.
+    pub fn bundle(&self) -> &crate::bundle::Bundle {
+        self.0.painter.bundle()
+    }
+
+    /// Where events are told.
+    pub fn events(&self) -> &Events {
+        &self.0.events
+    }
+
+    /// What the camera sees.
+    pub fn viewfinder(&self) -> &Viewfinder {
+        &self.0.viewfinder
+    }
+
+    /// Asks everything to end: the current step, then what is running goes back to the queue.
+    pub fn stop(&self) {
+        self.0.stop.store(true, Ordering::SeqCst);
+        self.0.viewfinder.close();
+        self.wake();
+    }
+
+    /// Whether an end was asked for.
+    pub fn stopping(&self) -> bool {
+        self.0.stop.load(Ordering::SeqCst)
+    }
+
+    /// Orders a painting of a photograph, or of the prompt alone.
+    ///
+    /// # Errors
+    /// [`Refused::Full`]; [`Refused::Fault`] for a wish that cannot be fulfilled, which is found out before it is queued.
+    pub fn order_painting(&self, mut wish: PaintingWish, content: Option<Frame>) -> Result<Ticket, Refused> {
+        let defaults = &self.0.config.painting.wish;
+        if content.is_some() {
+            painting::fill_in(&mut wish.request, defaults);
+        }
+        if wish.request.seed.is_none() {
+            wish.request.seed = Some(random_seed());
+        }
+        self.order_of(&wish, content.clone())?; // whether it can be
+        let id = Id::now();
+        if let Some(frame) = content {
+            let folder = self.store().files().job(id);
+            std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+            Canvas::from(frame).save(folder.join(painting::CONTENT), &Default::default())?;
+        }
+        self.enqueue(id, Kind::Painting, wish.origin, &wish, self.0.config.queue.paintings)
+    }
+
+    /// Orders a style to be learned from pictures.
+    ///
+    /// # Errors
+    /// As [`Daemon::order_painting`].
+    pub fn order_lesson(&self, wish: LearningWish, origin: Origin, pictures: Vec<Frame>) -> Result<Ticket, Refused> {
+        let id = Id::now();
+        let most = self.0.config.learning.most_pictures;
+        if pictures.len() > most {
+            let what = format!("{} pictures are too many for one lesson; give at most {most}", pictures.len());
+            return Err(Error::Usage(what).into());
+        }
+        let wish = lesson::complete(wish, &self.0.config.learning);
+        lesson::of(self, &wish, pictures.clone())?;
+        let folder = self.store().files().job(id);
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        for (number, picture) in pictures.into_iter().enumerate() {
+            Canvas::from(picture).save(folder.join(lesson::picture_name(number)), &Default::default())?;
+        }
+        self.enqueue(id, Kind::Learning, origin, &wish, self.0.config.queue.lessons)
+    }
+
+    fn enqueue(
+        &self,
+        id: Id,
+        kind: Kind,
+        origin: Origin,
+        wish: &impl serde::Serialize,
+        bound: usize,
+    ) -> Result<Ticket, Refused> {
+        let taken = self.store().enqueue(id, kind, origin, wish, bound);
+        if !matches!(taken, Ok(Some(_))) {
+            self.store().files().forget_job(id);
+        }
+        let ticket = taken?.ok_or_else(|| Refused::Full { retry_after_seconds: self.retry_after(kind) })?;
+        self.0.events.tell(Event::Queued { id, kind, position: ticket.position });
+        self.wake();
+        Ok(ticket)
+    }
+
+    /// Takes a job back, whether it waits or runs; whether there was one.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn cancel(&self, id: Id) -> Result<bool> {
+        let Some(job) = self.store().job(id)? else { return Ok(false) };
+        if !self.store().end(id, State::Cancelled, None)? {
+            return Ok(false);
+        }
+        let running = {
+            let mut desk = self.desk();
+            let running = desk.running.iter().any(|job| job.id == id);
+            if running {
+                desk.cancelled.push(id);
+            }
+            running
+        };
+        if !running {
+            self.store().files().forget_job(id); // otherwise the painter does, when it lets go
+        }
+        self.0.metrics.cancelled(job.kind);
+        self.0.events.tell(Event::Cancelled { id, kind: job.kind });
+        Ok(true)
+    }
+
+    /// A job.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn job(&self, id: Id) -> Result<Option<Job>> {
+        Ok(self.store().job(id)?.map(|job| self.with_progress(job)))
+    }
+
+    /// Jobs that wait or run, and the last few that are over.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn jobs(&self, over: usize) -> Result<Vec<Job>> {
+        Ok(self.store().jobs(over)?.into_iter().map(|job| self.with_progress(job)).collect())
+    }
+
+    /// The last look at an unfinished painting or style.
+    pub fn preview(&self, id: Id) -> Option<Preview> {
+        self.desk().previews.get(&id).cloned()
+    }
+
+    /// A finished painting.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn painting(&self, id: Id) -> Result<Option<Painting>> {
+        self.store().painting(id)
+    }
+
+    /// Paintings of the gallery, the newest first.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn paintings(&self, page: &Page) -> Result<Vec<Painting>> {
+        self.store().paintings(page)
+    }
+
+    /// A file of a finished painting, which is whole.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn painting_file(&self, id: Id, file: PaintingFile) -> Result<Option<PathBuf>> {
+        let Some(painting) = self.store().painting(id)? else { return Ok(None) };
+        let exists = file != PaintingFile::Content || painting.has_content;
+        Ok(exists.then(|| self.store().files().painting(id, file)))
+    }
+
+    /// Deletes a painting; whether there was one.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn delete_painting(&self, id: Id) -> Result<bool> {
+        let gone = self.store().delete_painting(id)?;
+        if gone {
+            self.0.events.tell(Event::Deleted { id: id.to_string() });
+        }
+        Ok(gone)
+    }
+
+    /// Sends a painting to the printer.
+    ///
+    /// # Errors
+    /// [`Refused::Missing`] without such a painting or a configured printer; [`Refused::Fault`] when it was printed often
+    /// enough or the program cannot be started.
+    pub fn print(&self, id: Id) -> Result<(), Refused> {
+        let kiosk = &self.0.config.kiosk;
+        let Some((program, arguments)) = kiosk.print.split_first() else { return Err(Refused::Missing("printer")) };
+        let file = self.painting_file(id, PaintingFile::Picture)?.ok_or(Refused::Missing("painting"))?;
+        if !self.store().count_print(id, kiosk.most_prints)? {
+            let what = format!("this painting was printed {} times; that is enough", kiosk.most_prints);
+            return Err(Error::Usage(what).into());
+        }
+        let file = file.display().to_string();
+        let arguments = arguments.iter().map(|argument| argument.replace("{}", &file));
+        let mut printing = std::process::Command::new(program);
+        printing.args(arguments).stdin(std::process::Stdio::null());
+        let mut child = printing.spawn().map_err(Error::io(Path::new(program)))?;
+        let waiting = move || match child.wait() {
+            Ok(status) if status.success() => {}
+            other => tracing::warn!(?other, "the printing program failed"),
+        };
+        std::thread::Builder::new().name("print".into()).spawn(waiting).map_err(Error::io(Path::new("print")))?;
+        Ok(())
+    }
+
+    /// All styles, the model's own first.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn styles(&self) -> Result<Vec<StyleEntry>> {
+        self.store().styles()
+    }
+
+    /// A style by its id or name.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn style(&self, id_or_name: &str) -> Result<Option<StyleEntry>> {
+        self.store().style(id_or_name)
+    }
+
+    /// A style's vectors, under the name it has now.
+    ///
+    /// # Errors
+    /// If its file is damaged or the disk refuses.
+    pub fn style_vectors(&self, entry: &StyleEntry) -> Result<Style> {
+        let style = match self.0.shipped.iter().find(|(id, _)| *id == entry.id) {
+            Some((_, style)) => style.clone(),
+            None => Style::open(self.store().files().style(&entry.id, StyleFile::Vectors))?,
+        };
+        Ok(Style { token: entry.name.clone(), license: entry.license.clone(), ..style })
+    }
+
+    /// The file of a style's picture.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn style_picture(&self, id: &str) -> Result<Option<PathBuf>> {
+        let entry = self.store().style(id)?.filter(|entry| entry.has_picture);
+        Ok(entry.map(|entry| self.store().files().style(&entry.id, StyleFile::Picture)))
+    }
+
+    /// Takes a style in that somebody brought or mixed.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for one that was learned for another model.
+    pub fn add_style(&self, style: &Style, source: StyleSource) -> Result<StyleEntry> {
+        store::check_name(&style.token)?;
+        let style = &self.fitting(style.clone())?;
+        let id = Id::now().to_string();
+        style.save(self.store().files().style(&id, StyleFile::Vectors))?;
+        let new =
+            NewStyle { id: id.clone(), style, source, kept: true, proposals: vec![], has_picture: false, losses: None };
+        self.store().add_style(&new)?;
+        self.0.events.tell(Event::Styles {});
+        self.wake(); // its picture is to be painted
+        self.store().style(&id)?.ok_or_else(|| Error::Usage("the style was deleted at once".into()))
+    }
+
+    /// Mixes styles stage by stage; rules as [`Recipe`] has them, with ids or names of styles instead of files.
+    ///
+    /// # Errors
+    /// As [`Recipe::parse`] and [`Recipe::mix`], or for a style that is not there.
+    pub fn mix(&self, name: &str, rules: &[String]) -> Result<Style> {
+        store::check_name(name)?;
+        let recipe = Recipe::parse(rules)?;
+        let mut styles = vec![];
+        for file in recipe.files() {
+            let named = file.to_string_lossy();
+            let entry = self.store().style(&named)?;
+            let entry = entry.ok_or_else(|| Error::Usage(format!("there is no style {named:?} to mix")))?;
+            styles.push((file.to_path_buf(), self.style_vectors(&entry)?));
+        }
+        let initial = match recipe.switches_off() {
+            true => {
+                let word = crate::style::initial_word(&styles)?;
+                let token = self.0.painter.tokenizer().word(word)?;
+                Some(self.0.painter.text_encoder().word_vector(token)?.to_vec1::<f32>()?)
+            }
+            false => None,
+        };
+        recipe.mix(name, &styles, initial.as_deref())
+    }
+
+    /// Changes what is known of a style.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a name that is taken.
+    pub fn change_style(&self, id: &str, change: &StyleChange) -> Result<Option<StyleEntry>> {
+        if self.store().change_style(id, change)? {
+            self.0.events.tell(Event::Styles {});
+        }
+        self.store().style(id)
+    }
+
+    /// Deletes a style; whether there was one. The model's own can only be hidden.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for one of the model's own.
+    pub fn delete_style(&self, id: &str) -> Result<bool> {
+        if self.0.shipped.iter().any(|(shipped, _)| shipped == id) {
+            return Err(Error::Usage(format!("{id} comes with the model; hide it instead")));
+        }
+        let gone = self.store().delete_style(id)?;
+        if gone {
+            self.0.events.tell(Event::Deleted { id: id.to_owned() });
+            self.0.events.tell(Event::Styles {});
+        }
+        Ok(gone)
+    }
+
+    /// A lesson's losses so far; none for what is no lesson, or one that is long over.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn losses(&self, id: Id) -> Result<Option<Vec<LossPoint>>> {
+        lesson::losses(self, id)
+    }
+
+    /// The shutter was pressed, here or from afar: pages that listen begin their countdown.
+    pub fn press_shutter(&self) {
+        self.0.events.tell(Event::Shutter {});
+    }
+
+    /// The camera's picture of now.
+    ///
+    /// # Errors
+    /// [`Refused::Camera`] when there is none.
+    pub fn take(&self) -> Result<Frame, Refused> {
+        self.0.viewfinder.latest().map(|shot| Frame::clone(&shot.frame)).map_err(Refused::Camera)
+    }
+
+    /// The counters in Prometheus' text format.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn metrics(&self) -> Result<String> {
+        self.0.metrics.set_now(&status::now(self)?);
+        Ok(self.0.metrics.text())
+    }
+
+    /// The choice of each style a wish names: learned ones by id or name, else words.
+    fn choices(&self, wish: &PaintingWish) -> Result<Vec<StyleChoice>> {
+        let mut choices = vec![];
+        for given in &wish.request.styles {
+            choices.push(match self.store().style(given)? {
+                Some(entry) => StyleChoice::Learned(self.fitting(self.style_vectors(&entry)?)?),
+                None if given.trim().is_empty() => {
+                    return Err(Error::Usage("a style without a name; name one or leave it out".into()));
+                }
+                None => StyleChoice::Word(given.clone()),
+            });
+        }
+        if !wish.mix.is_empty() {
+            choices.push(StyleChoice::Learned(self.fitting(self.mix(MIX, &wish.mix)?)?));
+        }
+        Ok(choices)
+    }
+
+    /// A style that was learned with another model than the one that runs now cannot be painted with.
+    fn fitting(&self, style: Style) -> Result<Style> {
+        let text = self.0.painter.text_encoder();
+        style.check_fits(&text.base()?, text.width()).map(|()| style)
+    }
+
+    /// The order a wish comes to, and what the person should hear about it.
+    fn order_of(&self, wish: &PaintingWish, content: Option<Frame>) -> Result<(Order, Vec<String>)> {
+        let mut request = wish.request.clone();
+        if !wish.mix.is_empty() {
+            request.styles.push(MIX.into());
+        }
+        request.template()?; // before styles are looked for
+        request.order(&self.0.painter, self.choices(wish)?, content, self.0.habits)
+    }
+
+    /// Whether frames come from a camera of the machine's own.
+    pub fn has_camera(&self) -> bool {
+        self.0.config.camera.source != Source::Browser
+    }
+
+    fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.0.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.desk().wake = true;
+        self.0.work.notify_all();
+    }
+
+    fn retry_after(&self, kind: Kind) -> u64 {
+        let seconds = match kind {
+            Kind::Painting => self.desk().painting_seconds.unwrap_or(30.0),
+            Kind::Learning => 600.0,
+        };
+        seconds.ceil().max(1.0) as u64
+    }
+
+    fn with_progress(&self, mut job: Job) -> Job {
+        let desk = self.desk();
+        job.preview = desk.previews.get(&job.id).map_or(0, |preview| preview.version);
+        if let Some(running) = desk.running.iter().find(|running| running.id == job.id) {
+            (job.step, job.steps, job.stage, job.loss) = (running.step, running.steps, running.stage, running.loss);
+            if let Some((before, began)) = running.step_began {
+                let each = began.elapsed().as_secs_f64() / (running.step - before).max(1) as f64;
+                job.seconds_left = Some(each * running.steps.saturating_sub(running.step) as f64);
+            }
+        } else if job.state == State::Queued && job.kind == Kind::Painting {
+            let before = job.position.unwrap_or(0) as f64;
+            job.seconds_left = desk.painting_seconds.map(|seconds| seconds * (before + 1.0));
+        }
+        job
+    }
+}
+
+/// The styles in a model's folder, by the names of their files.
+fn shipped_styles(model: &Path) -> Result<Vec<(String, Style)>> {
+    let folder = model.join("styles");
+    let mut styles = vec![];
+    if !folder.is_dir() {
+        return Ok(styles);
+    }
+    for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
+        let path = entry.map_err(Error::io(&folder))?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors")
+            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
+        {
+            let style = Style::open(&path)?;
+            styles.push((name.to_owned(), Style { token: name.to_owned(), ..style }));
+        }
+    }
+    styles.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(styles)
+}
+
+/// A seed for a wish without one; what is random about an id will do.
+fn random_seed() -> u64 {
+    uuid::Uuid::now_v7().as_u64_pair().1 & u64::from(u32::MAX)
+}

@@ -1,0 +1,107 @@
+//! The camera loop: a thread that keeps the newest frame, tells when the camera comes and goes, and tries a lost one again.
+
+use super::job::Event;
+use super::{Daemon, Events};
+use crate::camera::Frame;
+use crate::{Error, Result};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A frame older than this is no longer what the camera sees.
+const FRESH: Duration = Duration::from_secs(3);
+
+pub(super) fn start(daemon: Daemon) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name("camera".into());
+    thread.spawn(move || run(&daemon)).map_err(Error::io(Path::new("the camera's thread")))
+}
+
+fn run(_daemon: &Daemon) {}
+
+/// The newest frame and the camera's state; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Viewfinder(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    now: Mutex<Now>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    shot: Option<Shot>,
+    fault: Option<String>,
+    closed: bool,
+}
+
+/// A frame and when it came.
+#[derive(Debug, Clone)]
+pub struct Shot {
+    /// The frame, turned and cut as configured.
+    pub frame: Arc<Frame>,
+    /// Counts the frames.
+    pub number: u64,
+    /// When it came.
+    pub taken: Instant,
+}
+
+impl Viewfinder {
+    /// The newest frame.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn latest(&self) -> std::result::Result<Shot, String> {
+        let now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&now.shot, &now.fault) {
+            (Some(shot), _) if shot.taken.elapsed() < FRESH => Ok(shot.clone()),
+            (_, Some(fault)) => Err(fault.clone()),
+            _ => Err("the camera has not sent a picture yet".into()),
+        }
+    }
+
+    /// The first frame after frame `number`, waiting for it at most `patience`.
+    pub fn next(&self, number: u64, patience: Duration) -> Option<Shot> {
+        let now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = |now: &mut Now| !now.closed && now.shot.as_ref().is_none_or(|shot| shot.number <= number);
+        let (now, _) = self.0.changed.wait_timeout_while(now, patience, old).unwrap_or_else(PoisonError::into_inner);
+        now.shot.clone().filter(|shot| shot.number > number)
+    }
+
+    /// Whether frames come; else what is wrong.
+    ///
+    /// # Errors
+    /// As [`Viewfinder::latest`].
+    pub fn state(&self) -> std::result::Result<(), String> {
+        self.latest().map(drop)
+    }
+
+    pub(super) fn show(&self, frame: Frame, events: &Events) {
+        let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = now.shot.as_ref().map_or(0, |shot| shot.number) + 1;
+        now.shot = Some(Shot { frame: Arc::new(frame), number, taken: Instant::now() });
+        let was_down = now.fault.take().is_some() || number == 1;
+        drop(now);
+        self.0.changed.notify_all();
+        if was_down {
+            events.tell(Event::Camera { up: true, message: None });
+        }
+    }
+
+    pub(super) fn lose(&self, fault: String, events: &Events) {
+        let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = now.fault.as_ref() != Some(&fault);
+        now.fault = Some(fault.clone());
+        drop(now);
+        if news {
+            tracing::warn!(%fault, "the camera is lost");
+            events.tell(Event::Camera { up: false, message: Some(fault) });
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.0.now.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.0.changed.notify_all();
+    }
+}

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx references clean
+.PHONY: help demo test test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx cameras references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -30,7 +30,7 @@ demo: build ## paint a photograph, learn a style from a picture, paint the photo
 		--cell "style picture=$(STYLE)" --cell "in the style just learned=$(OUT)/learned.png" --columns 2 --out $(OUT)/demo.png
 	@echo "The contact sheet is $(OUT)/demo.png"
 
-test: tools cxx ## everything that must hold
+test: tools cxx cameras ## everything that must hold
 	$(CARGO) test --workspace --no-fail-fast
 
 test-aarch64: tools ## the CPU kernels' tests for 64-bit Arm, on an emulated CPU with NEON, dot products and i8mm
@@ -135,6 +135,11 @@ cxx: tools # a C++ compiler
 	@command -v c++ >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && apt-get install -qy --no-install-recommends g++; \
 		else echo "A C++ compiler is missing; install g++ or clang++" >&2; exit 1; fi
+
+cameras: tools # ffmpeg, the cameras of the tests
+	@command -v ffmpeg >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && apt-get install -qy --no-install-recommends ffmpeg; \
+		else echo "ffmpeg is missing; install it with your system's packages" >&2; exit 1; fi
 
 references: ## make the parity fixtures again (Python with tests/reference/requirements.txt)
 	tests/reference/make_all.sh

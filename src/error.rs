@@ -43,6 +43,14 @@ pub enum Error {
     /// The person pressed Ctrl-C (exit code 130).
     #[error("interrupted")]
     Interrupted,
+    /// A camera gives no pictures, or no more; it may come back.
+    #[error("the camera {camera} {what}")]
+    Camera {
+        /// Where its frames come from, without passwords.
+        camera: String,
+        /// What happened, as the rest of the sentence.
+        what: String,
+    },
     /// A tensor operation failed in candle.
     #[error("tensor operation: {0}")]
     Candle(#[from] candle_core::Error),

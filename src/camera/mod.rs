@@ -1,13 +1,103 @@
 //! What the camera saw: [`Frame`], and where frames come from.
 
+#[cfg(target_os = "macos")]
+mod avfoundation;
+mod backoff;
+mod command;
+mod folder;
+mod http;
+pub mod mjpeg;
 mod resample;
+mod setup;
+mod source;
 mod still;
+mod stream;
+#[cfg(target_os = "linux")]
+mod v4l2;
+pub mod y4m;
+mod yuv;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
 
+pub use backoff::Backoff;
+pub use setup::{Crop, Rotation, Setup};
+pub use source::{Address, Source};
 pub use still::{MAX_PIXELS, SUPPORTED_FORMATS};
+
+/// The largest frame that is taken from a camera's stream, in pixels.
+const MAX_CAMERA_PIXELS: u64 = 50_000_000;
+
+/// Gives frames for as long as it is wanted.
+pub trait Camera: Send {
+    /// Waits for the next frame, the newest there is. What a stream gave once is not given again; a still is.
+    ///
+    /// # Errors
+    /// [`Error::Camera`] when the camera is lost; it is to be dropped and, after a while ([`Backoff`]), opened again.
+    /// [`Error::Interrupted`] when the program is to stop.
+    fn next_frame(&mut self) -> Result<Frame>;
+}
+
+/// Opens a camera. Its frames come turned, cropped and mirrored, and no more often, than `setup` says; `stop` ends every
+/// wait. Dropping it ends whatever it runs.
+///
+/// # Errors
+/// [`Error::Usage`] when `setup` is not within its bounds, there is no such kind of camera on this system, or the frames
+/// are to come from the page; [`Error::Camera`] when the camera cannot be opened now.
+pub fn open(source: &Source, setup: &Setup, stop: Arc<AtomicBool>) -> Result<Box<dyn Camera>> {
+    setup.validate()?;
+    let camera: Box<dyn Camera> = match source {
+        #[cfg(target_os = "linux")]
+        Source::V4l2 { device } => Box::new(v4l2::open(source, device, setup, stop.clone())?),
+        #[cfg(not(target_os = "linux"))]
+        Source::V4l2 { .. } => return Err(Error::Usage("v4l2: cameras are Linux'; use avfoundation:0 here".into())),
+        #[cfg(target_os = "macos")]
+        Source::AvFoundation(name) => Box::new(avfoundation::open(source, name, setup, stop.clone())?),
+        #[cfg(not(target_os = "macos"))]
+        Source::AvFoundation(_) => {
+            return Err(Error::Usage("avfoundation: cameras are macOS'; use v4l2:/dev/video0 here".into()));
+        }
+        Source::Command(command) => Box::new(command::open(source, command, setup, stop.clone())?),
+        Source::Http(address) => Box::new(http::open(source, address, setup, stop.clone())?),
+        Source::Folder(path) => Box::new(folder::Folder::open(path, setup)?),
+        Source::Browser => {
+            return Err(Error::Usage("the camera is the browser's: frames come from the page, not from here".into()));
+        }
+    };
+    Ok(Box::new(Paced { camera, setup: setup.clone(), last: None, stop }))
+}
+
+/// What all cameras share: the set-up and the pace.
+struct Paced {
+    camera: Box<dyn Camera>,
+    setup: Setup,
+    last: Option<Instant>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Camera for Paced {
+    fn next_frame(&mut self) -> Result<Frame> {
+        let due = self.last.map(|last| last + self.setup.interval());
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let left = due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                break;
+            }
+            std::thread::sleep(left.min(stream::GLANCE));
+        }
+        let frame = self.camera.next_frame()?;
+        self.last = Some(Instant::now());
+        self.setup.apply(frame)
+    }
+}
 
 /// A picture as a camera gives it: `[H, W, 3]` u8, sRGB, rows from the top, no padding.
 #[derive(Clone, PartialEq, Eq)]
@@ -175,6 +265,63 @@ mod tests {
         for (width, height) in [(0, 4), (4, 0), (0, 0)] {
             assert!(matches!(frame.resize(width, height), Err(Error::Usage(_))));
             assert!(matches!(frame.resize_to_cover(width, height), Err(Error::Usage(_))));
+        }
+    }
+
+    /// Numbers its frames.
+    struct Counter(u8);
+
+    impl Camera for Counter {
+        fn next_frame(&mut self) -> Result<Frame> {
+            self.0 += 1;
+            Frame::new(2, 1, vec![self.0, 0, 0, 0, 0, 0])
+        }
+    }
+
+    fn paced(setup: Setup) -> Paced {
+        Paced { camera: Box::new(Counter(0)), setup, last: None, stop: Arc::default() }
+    }
+
+    #[test]
+    fn frames_come_as_set_up_and_no_sooner() {
+        let mut camera = paced(Setup { mirror: true, frames_per_second: 20.0, ..Setup::default() });
+        let start = Instant::now();
+        for number in 1..=5 {
+            assert_eq!(camera.next_frame().unwrap().rgb(), [0, 0, 0, number, 0, 0]);
+        }
+        assert!(start.elapsed() >= Duration::from_millis(200), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn the_pace_does_not_outlast_the_wish_to_stop() {
+        let mut camera = paced(Setup { frames_per_second: 0.1, ..Setup::default() });
+        let stop = camera.stop.clone();
+        camera.next_frame().unwrap();
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                stop.store(true, Ordering::Relaxed);
+            });
+            assert!(matches!(camera.next_frame(), Err(Error::Interrupted)));
+        });
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_said_to_be_so() {
+        let complaint = |source: &str, setup: &Setup| match open(&source.parse().unwrap(), setup, Arc::default()) {
+            Err(Error::Usage(text)) => text,
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("{source} was opened"),
+        };
+        let setup = Setup::default();
+        assert!(complaint("browser", &setup).contains("from the page"));
+        assert!(complaint("folder:.", &Setup { width: 1, ..setup.clone() }).contains("width"));
+        if cfg!(target_os = "macos") {
+            assert!(complaint("v4l2:/dev/video0", &setup).contains("avfoundation"));
+        } else {
+            assert!(complaint("avfoundation:0", &setup).contains("v4l2"));
         }
     }
 }

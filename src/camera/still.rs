@@ -1,7 +1,7 @@
-//! Reading a still picture from a file.
+//! Reading a still picture from a file or from memory.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
+use std::io::{BufRead, BufReader, Cursor, Read, Seek};
 use std::path::Path;
 
 use image::metadata::Orientation;
@@ -19,8 +19,17 @@ pub const SUPPORTED_FORMATS: &str = "JPEG, PNG, WebP, BMP, GIF or TIFF";
 /// A PNG's signature and the part of its header up to the size.
 const PNG_HEADER_BYTES: usize = 24;
 
-/// Room for [`MAX_PIXELS`] in the widest pixels met (16-bit RGBA), and the decoder's own tables.
-const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8 + (64 << 20);
+/// Memory allowed to a decoder: the widest pixels met (16-bit RGBA), and its own tables.
+const WIDEST_PIXEL_BYTES: u64 = 8;
+const DECODER_TABLE_BYTES: u64 = 64 << 20;
+
+/// What is wrong with a picture, before it is known what to call it.
+enum Fault {
+    /// It could not be read at all.
+    Io(std::io::Error),
+    /// What it is not or lacks, as the rest of a sentence that begins with its name.
+    Picture(String),
+}
 
 impl Frame {
     /// Reads a JPEG, PNG, WebP, BMP, GIF (its first picture) or TIFF file, told apart by contents, not by name.
@@ -41,25 +50,46 @@ impl Frame {
         if metadata.is_file() && metadata.len() == 0 {
             return Err(Error::file(path, "is empty; take the picture again or name another"));
         }
-        let mut reader = BufReader::new(file);
-        let mut start = Vec::with_capacity(PNG_HEADER_BYTES);
-        reader.by_ref().take(PNG_HEADER_BYTES as u64).read_to_end(&mut start).map_err(Error::io(path))?;
-        reader.rewind().map_err(Error::io(path))?;
-        let Ok(format) = image::guess_format(&start) else {
-            return Err(Error::file(path, format!("is not a picture; it has to be {SUPPORTED_FORMATS}")));
-        };
-        if format == ImageFormat::Png
-            && let Some((width, height)) = png_size(&start)
-        {
-            check_size(path, width, height)?;
-        }
-        if format == ImageFormat::Jpeg && !jpeg_is_whole(&mut reader).map_err(Error::io(path))? {
-            // The decoder would fill the missing part with grey.
-            return Err(Error::file(path, "is cut short: the JPEG has no end; copy it again"));
-        }
-        reader.rewind().map_err(Error::io(path))?;
-        decode(path, reader, format)
+        read(BufReader::new(file), MAX_PIXELS).map_err(|fault| match fault {
+            Fault::Io(source) => Error::Io { path: path.to_path_buf(), source },
+            Fault::Picture(what) => Error::file(path, what),
+        })
     }
+
+    /// Reads a picture file that is in memory, an upload for instance, as [`Frame::open`] does; one of more than
+    /// `max_pixels` pixels is refused by its header.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when it is empty, cut short, not a picture, or too large.
+    pub fn from_bytes(bytes: &[u8], max_pixels: u64) -> Result<Frame> {
+        if bytes.is_empty() {
+            return Err(Error::Usage("the picture is empty; take it again or choose another".into()));
+        }
+        read(Cursor::new(bytes), max_pixels.min(MAX_PIXELS)).map_err(|fault| match fault {
+            Fault::Io(source) => Error::Usage(format!("the picture cannot be read: {source}")),
+            Fault::Picture(what) => Error::Usage(format!("the picture {what}")),
+        })
+    }
+}
+
+fn read(mut reader: impl BufRead + Seek, max_pixels: u64) -> Result<Frame, Fault> {
+    let mut start = Vec::with_capacity(PNG_HEADER_BYTES);
+    reader.by_ref().take(PNG_HEADER_BYTES as u64).read_to_end(&mut start).map_err(Fault::Io)?;
+    reader.rewind().map_err(Fault::Io)?;
+    let Ok(format) = image::guess_format(&start) else {
+        return Err(Fault::Picture(format!("is not a picture in a known format; it has to be {SUPPORTED_FORMATS}")));
+    };
+    if format == ImageFormat::Png
+        && let Some((width, height)) = png_size(&start)
+    {
+        check_size(width, height, max_pixels)?;
+    }
+    if format == ImageFormat::Jpeg && !jpeg_is_whole(&mut reader).map_err(Fault::Io)? {
+        // The decoder would fill the missing part with grey.
+        return Err(Fault::Picture("is cut short: the JPEG has no end; copy it again".into()));
+    }
+    reader.rewind().map_err(Fault::Io)?;
+    decode(reader, format, max_pixels)
 }
 
 /// Width and height in a PNG's header, which the decoder gives only once it has met the pixels too.
@@ -68,25 +98,30 @@ fn png_size(start: &[u8]) -> Option<(u32, u32)> {
     (start.get(12..16)? == b"IHDR").then_some((number(16)?, number(20)?))
 }
 
-fn check_size(path: &Path, width: u32, height: u32) -> Result<()> {
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        let limit = MAX_PIXELS / 1_000_000;
-        let what = format!("is {width}x{height} pixels, more than the limit of {limit} megapixels; make it smaller");
-        return Err(Error::file(path, what));
+fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<(), Fault> {
+    if u64::from(width) * u64::from(height) > max_pixels {
+        let limit = megapixels(max_pixels);
+        return Err(Fault::Picture(format!(
+            "is {width}x{height} pixels, more than the limit of {limit}; make it smaller"
+        )));
     }
     Ok(())
 }
 
-fn decode(path: &Path, reader: BufReader<File>, format: ImageFormat) -> Result<Frame> {
-    let fault = |error: ImageError| decoder_fault(path, error);
+fn megapixels(pixels: u64) -> String {
+    format!("{} megapixels", pixels as f64 / 1e6)
+}
+
+fn decode(reader: impl BufRead + Seek, format: ImageFormat, max_pixels: u64) -> Result<Frame, Fault> {
+    let fault = |error: ImageError| decoder_fault(error, max_pixels);
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(MAX_DECODER_BYTES);
+    limits.max_alloc = Some(max_pixels * WIDEST_PIXEL_BYTES + DECODER_TABLE_BYTES);
     let mut reader = ImageReader::with_format(reader, format);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(fault)?;
 
     let (width, height) = decoder.dimensions();
-    check_size(path, width, height)?;
+    check_size(width, height, max_pixels)?;
     // Damaged EXIF is no reason to refuse a picture: it then stands as it was stored.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut picture = DynamicImage::from_decoder(decoder).map_err(fault)?;
@@ -98,7 +133,7 @@ fn decode(path: &Path, reader: BufReader<File>, format: ImageFormat) -> Result<F
     } else {
         picture.into_rgb8().into_raw()
     };
-    Frame::new(width, height, rgb)
+    Frame::new(width, height, rgb).map_err(|error| Fault::Picture(format!("is damaged ({error}); save it anew")))
 }
 
 /// Lays `[N, 4]` RGBA over white: `[N, 3]`.
@@ -112,19 +147,19 @@ fn over_white(rgba: Vec<u8>) -> Vec<u8> {
 }
 
 /// The decoder's complaint as one of ours.
-fn decoder_fault(path: &Path, error: ImageError) -> Error {
-    match error {
+fn decoder_fault(error: ImageError, max_pixels: u64) -> Fault {
+    Fault::Picture(match error {
         ImageError::IoError(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
-            Error::file(path, "is cut short; copy it again")
+            "is cut short; copy it again".into()
         }
-        ImageError::IoError(source) => Error::Io { path: path.to_path_buf(), source },
+        ImageError::IoError(source) => return Fault::Io(source),
         ImageError::Limits(_) => {
-            let limit = MAX_PIXELS / 1_000_000;
-            Error::file(path, format!("needs more memory than the limit of {limit} megapixels allows; make it smaller"))
+            let limit = megapixels(max_pixels);
+            format!("needs more memory than the limit of {limit} allows; make it smaller")
         }
-        ImageError::Unsupported(what) => Error::file(path, format!("cannot be read: {what}; save it as PNG or JPEG")),
-        other => Error::file(path, format!("is damaged or cut short ({other}); copy it again or save it anew")),
-    }
+        ImageError::Unsupported(what) => format!("cannot be read: {what}; save it as PNG or JPEG"),
+        other => format!("is damaged or cut short ({other}); copy it again or save it anew"),
+    })
 }
 
 /// Walks a JPEG's segments (ITU-T T.81, annex B) to its end-of-image marker.
@@ -229,6 +264,26 @@ mod tests {
                 assert_eq!(frame.rgb(), quadrants().into_rgb8().into_raw(), "{format:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_picture_in_memory_is_read_as_a_file_is() {
+        let bytes = encoded(&quadrants(), ImageFormat::Jpeg);
+        let folder = tempfile::tempdir().unwrap();
+        let from_file = Frame::open(written(&folder, "a.jpg", &bytes)).unwrap();
+        assert_eq!(Frame::from_bytes(&bytes, 32 * 16).unwrap(), from_file);
+
+        let complaint = |bytes: &[u8], max_pixels| match Frame::from_bytes(bytes, max_pixels) {
+            Err(Error::Usage(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Bmp] {
+            let text = complaint(&encoded(&quadrants(), format), 32 * 16 - 1);
+            assert!(text.contains("32x16") && text.contains("0.000511 megapixels"), "{format:?}: {text}");
+        }
+        assert!(complaint(&bytes[..bytes.len() / 2], MAX_PIXELS).starts_with("the picture is cut short"));
+        assert!(complaint(b"", MAX_PIXELS).contains("empty"));
+        assert!(complaint(b"<html>", MAX_PIXELS).contains("not a picture"));
     }
 
     #[test]

@@ -1,35 +1,16 @@
 //! `pleinair.toml`: what the daemon does, where, and for whom. Unknown keys are refused; `targets/service/pleinair.toml`
 //! explains every key and holds the defaults.
 
+use crate::camera::{Setup as CameraSetup, Source};
 use crate::painter::Request;
 use crate::{Error, Result};
-pub use awaited::{CameraSetup, DisplaySetup, Source};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Until the rooms camera and display have them.
-mod awaited {
-    use serde::{Deserialize, Serialize};
-    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-    pub struct CameraSetup {}
-    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-    pub struct DisplaySetup {}
-    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-    pub enum Source {
-        #[serde(rename = "browser")]
-        Browser,
-    }
-    impl std::fmt::Display for Source {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("browser")
-        }
-    }
-}
-
 /// The whole file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Address and port of the pages and the API. Anything but loopback requires tokens (see [`Security`]).
@@ -52,8 +33,6 @@ pub struct Config {
     pub retention: Retention,
     /// The page for visitors.
     pub kiosk: Kiosk,
-    /// A screen without a browser; none without this section.
-    pub display: Option<DisplaySetup>,
     /// Who may do what.
     pub security: Security,
     /// What is written to standard error.
@@ -61,18 +40,17 @@ pub struct Config {
 }
 
 /// Where frames come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)] // not `deny_unknown_fields`, which does not go with `flatten`: the setup refuses what it does not know
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Camera {
     /// `browser`, `v4l2:/dev/video0`, `avfoundation:0`, `command:PROGRAM ARGUMENTS`, `http://…` or `folder:PATH`.
     pub source: Source,
     /// How frames are turned and cut.
-    #[serde(flatten)]
-    pub setup: CameraSetup,
+    pub frames: CameraSetup,
 }
 
 /// What a painting is like where nobody says it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Painting {
     /// Wishes for paintings of photographs where the person who asks has none; the keys of the API's painting.
@@ -84,7 +62,7 @@ pub struct Painting {
 }
 
 /// How a style is learned where nobody says it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Learning {
     /// Optimiser steps.
@@ -104,7 +82,7 @@ pub struct Learning {
 }
 
 /// How much may wait.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Queue {
     /// Paintings that wait or are being painted.
@@ -116,7 +94,7 @@ pub struct Queue {
 }
 
 /// What is deleted by itself, the oldest first; whatever is not given is no limit.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retention {
     /// The most paintings kept.
@@ -128,7 +106,7 @@ pub struct Retention {
 }
 
 /// The page for visitors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Kiosk {
     /// Headline.
@@ -151,7 +129,7 @@ pub struct Kiosk {
 }
 
 /// Who may do what. On loopback nobody needs a token unless `admin_token` is set.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Security {
     /// File of the tokens; made with new ones where it is missing. Default: `tokens.toml` in the data folder.
@@ -171,7 +149,7 @@ pub struct Security {
 }
 
 /// What is written to standard error.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace`.
@@ -193,7 +171,6 @@ impl Default for Config {
             queue: Queue::default(),
             retention: Retention::default(),
             kiosk: Kiosk::default(),
-            display: None,
             security: Security::default(),
             log: Log::default(),
         }
@@ -202,7 +179,7 @@ impl Default for Config {
 
 impl Default for Camera {
     fn default() -> Self {
-        Camera { source: Source::Browser, setup: CameraSetup::default() }
+        Camera { source: Source::Browser, frames: CameraSetup::default() }
     }
 }
 
@@ -308,6 +285,7 @@ impl Config {
         if let Some((key, _)) = least.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} is 0; it has to be at least 1"));
         }
+        self.camera.frames.validate().map_err(|fault| format!("camera.frames: {fault}"))?;
         if !(self.learning.lr > 0.0 && self.learning.lr.is_finite()) {
             return Err(format!("learning.lr is {}; it has to be a positive number", self.learning.lr));
         }

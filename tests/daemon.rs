@@ -357,3 +357,48 @@ fn the_rules_of_retention_hold() {
     }
     assert!(booth.daemon.painting(ids[3]).unwrap().is_some());
 }
+
+#[test]
+fn a_lost_camera_is_announced_and_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let stills = folder.path().join("stills");
+    let mut config = config(folder.path());
+    config.camera.source = format!("folder:{}", stills.display()).parse().unwrap();
+    config.camera.frames.frames_per_second = 30.0;
+    config.camera.frames.mirror = true;
+    let booth = Booth::with(folder, config);
+    let mut events = booth.daemon.events().listen();
+    let mut camera = |wanted: bool| {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match events.try_recv() {
+                Ok(numbered) => {
+                    if let Event::Camera { up, message } = numbered.event {
+                        assert_eq!(up, message.is_none());
+                        if up == wanted {
+                            break;
+                        }
+                    }
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+            assert!(Instant::now() < end, "the camera did not become {wanted}");
+        }
+    };
+    assert!(matches!(booth.daemon.take(), Err(Refused::Camera(_))));
+    std::fs::create_dir(&stills).unwrap();
+    let frame = photo();
+    let canvas = pleinair::canvas::Canvas::from(frame.clone());
+    canvas.save(stills.join("a.png"), &Default::default()).unwrap();
+    camera(true);
+    assert_eq!(booth.daemon.take().unwrap(), frame.flip_horizontal());
+    let shot = booth.daemon.viewfinder().latest().unwrap();
+    assert!(booth.daemon.viewfinder().next(shot.number, PATIENCE).unwrap().number > shot.number);
+
+    std::fs::remove_dir_all(&stills).unwrap();
+    camera(false);
+    std::fs::create_dir(&stills).unwrap();
+    canvas.save(stills.join("b.png"), &Default::default()).unwrap();
+    camera(true);
+    drop(booth.close());
+}

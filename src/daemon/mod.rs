@@ -17,9 +17,9 @@ pub use events::{Events, Numbered};
 pub use status::{Health, Status};
 pub use viewfinder::{Shot, Viewfinder};
 
-use crate::camera::Frame;
+use crate::camera::{Frame, Source};
 use crate::canvas::Canvas;
-use crate::config::{Config, Source};
+use crate::config::Config;
 use crate::painter::{Habits, Order, Painter, StyleChoice};
 use crate::style::{Recipe, Style};
 use crate::{Error, Result};
@@ -100,7 +100,6 @@ struct Desk {
 #[derive(Debug, Clone)]
 struct Running {
     id: Id,
-    kind: Kind,
     began: Instant,
     /// Steps before the first of this run, and when that began.
     step_began: Option<(usize, Instant)>,

@@ -2,8 +2,9 @@
 
 use super::job::Event;
 use super::{Daemon, Events};
-use crate::camera::Frame;
+use crate::camera::{self, Backoff, Frame};
 use crate::{Error, Result};
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +18,35 @@ pub(super) fn start(daemon: Daemon) -> Result<JoinHandle<()>> {
     thread.spawn(move || run(&daemon)).map_err(Error::io(Path::new("the camera's thread")))
 }
 
-fn run(_daemon: &Daemon) {}
+/// One camera after the other, until the end.
+fn run(daemon: &Daemon) {
+    if !daemon.has_camera() {
+        return;
+    }
+    let (config, viewfinder, events) = (&daemon.config().camera, daemon.viewfinder(), daemon.events());
+    let mut backoff = Backoff::new();
+    while !daemon.stopping() {
+        let lost = camera::open(&config.source, &config.frames, daemon.0.stop.clone()).and_then(
+            |mut camera| -> Result<Infallible> {
+                loop {
+                    viewfinder.show(camera.next_frame()?, events);
+                    backoff.good();
+                }
+            },
+        );
+        match lost {
+            Err(Error::Interrupted) => break,
+            Err(fault) => viewfinder.lose(fault.to_string(), events),
+        }
+        backoff.lost(Instant::now());
+        while !daemon.stopping() && !backoff.remaining(Instant::now()).is_zero() {
+            std::thread::sleep(GLANCE);
+        }
+    }
+}
+
+/// How often a waiting camera looks whether the daemon ends.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// The newest frame and the camera's state; cheap to clone.
 #[derive(Debug, Clone, Default)]

@@ -138,7 +138,6 @@ impl Daemon {
         desk.alive = Some(Instant::now());
         desk.running.push(Running {
             id: claim.id,
-            kind: claim.kind,
             began: Instant::now(),
             step_began: None,
             step: 0,

@@ -306,3 +306,79 @@ impl Config {
         Duration::from_secs(self.security.request_seconds)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../targets/service/pleinair.toml");
+
+    #[test]
+    fn the_example_holds_the_defaults() {
+        assert_eq!(Config::parse(EXAMPLE).unwrap(), Config::default());
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+    }
+
+    /// What stands in the example's section, values and what is commented out.
+    fn section(name: &str) -> String {
+        let mut own = String::new();
+        let mut inside = name.is_empty();
+        for line in EXAMPLE.lines() {
+            match line.trim_start_matches("# ").strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                Some(found) => inside = found == name,
+                None if inside => own += &format!("{line}\n"),
+                None => {}
+            }
+        }
+        own
+    }
+
+    /// The keys that a section may have, as the parser lists them when it meets one that it does not know.
+    fn keys(name: &str) -> Vec<String> {
+        let text = if name.is_empty() { "nonsense = 1".into() } else { format!("[{name}]\nnonsense = 1") };
+        let fault = Config::parse(&text).unwrap_err();
+        assert!(fault.contains("unknown field `nonsense`"), "{fault}");
+        let listed = fault.split("expected").nth(1).unwrap();
+        listed.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_example_explains_every_key() {
+        let mut checked = 0;
+        let mut sections = vec![String::new()];
+        while let Some(name) = sections.pop() {
+            let own = section(&name);
+            for key in keys(&name) {
+                let below = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                if EXAMPLE.contains(&format!("\n[{below}]")) || EXAMPLE.contains(&format!("\n# [{below}]")) {
+                    sections.push(below);
+                    continue;
+                }
+                let set = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} ="));
+                assert!(own.lines().any(set), "{below} is not in the example");
+                checked += 1;
+            }
+        }
+        assert!(checked > 50, "{checked}");
+    }
+
+    #[test]
+    fn faults_name_the_key() {
+        for (text, word) in [
+            ("liste = 1", "liste"),
+            ("[queue]\npaintings = 0", "queue.paintings"),
+            ("[camera]\nsource = \"telescope:1\"", "camera"),
+            ("[camera.frames]\nrotate = 45", "rotate"),
+            ("[camera.frames]\nframes_per_second = 0.0", "frames_per_second"),
+            ("[learning]\nlr = nan", "learning.lr"),
+            ("[log]\nlevel = \"loud\"", "log.level"),
+            ("[kiosk]\npublic_url = \"ftp://a\"", "public_url"),
+            ("[painting.wish]\nsize = \"0x0\"", "above 0"),
+            ("listen = 7860", "listen"),
+            ("[queue", "queue"),
+        ] {
+            let fault = Config::parse(text).unwrap_err();
+            assert!(fault.contains(word), "{text}: {fault}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx cameras references clean
+.PHONY: help demo kiosk test crash soak test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx cameras references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -15,6 +15,7 @@ CONTEXT ?= a painting of a church under a dark sky, in the style of {}
 FIRST ?= hiroshige
 FIRST_FILE = models/atelier/styles/$(FIRST).safetensors
 STEPS ?= 200
+CONFIG ?= targets/service/kiosk.toml
 # the default model is small: gentle guidance and strength keep the photograph in sight
 PAINT ?= --guidance 2 --strength 0.6 --size 256
 
@@ -29,6 +30,9 @@ demo: build ## paint a photograph, learn a style from a picture, paint the photo
 	$(PLEINAIR) sheet --cell "photograph=$(PHOTO)" --cell "in the style $(FIRST)=$(OUT)/first.png" \
 		--cell "style picture=$(STYLE)" --cell "in the style just learned=$(OUT)/learned.png" --columns 2 --out $(OUT)/demo.png
 	@echo "The contact sheet is $(OUT)/demo.png"
+
+kiosk: build ## a kiosk in the browser: pages on http://127.0.0.1:7860, the sample photographs as its camera (CONFIG=your.toml)
+	$(PLEINAIR) serve --config "$(CONFIG)"
 
 test: tools cxx cameras ## everything that must hold
 	$(CARGO) test --workspace --no-fail-fast
@@ -53,6 +57,15 @@ test-cuda: cxx ## the CUDA kernels' tests, on an emulated GPU
 test-cuda-program: cxx ## the whole program on an emulated GPU: parity, learning, recorded steps (twenty minutes)
 	PLEINAIR_TEST_DEVICE=cuda targets/cuda.sh test -p pleinair --lib --test networks --test painting --test learning \
 		--test gradients --test bundles --test gpu --no-fail-fast
+
+# CRASHES kills at random moments while paintings and a lesson run
+CRASHES ?= 50
+crash: tools ## kill the daemon CRASHES=50 times under load; what was announced has to be there each time
+	CRASHES=$(CRASHES) $(CARGO) test --release --test crash -- --nocapture
+
+SOAK_MINUTES ?= 30
+soak: tools ## half an hour of paintings: does memory stay where it is? SOAK_MINUTES=30
+	SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test --release --test soak -- --ignored --nocapture
 
 # compute capability: 87 is Jetson Orin, 89 an RTX 40, 90 an H100
 CAP ?= 87

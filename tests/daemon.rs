@@ -402,3 +402,20 @@ fn a_lost_camera_is_announced_and_comes_back() {
     camera(true);
     drop(booth.close());
 }
+
+#[test]
+fn a_disk_that_refuses_is_tried_again_and_then_the_painting_has_failed() {
+    let booth = Booth::open();
+    let folder = booth.folder.path().join("data/paintings");
+    std::fs::remove_dir(&folder).unwrap();
+    let lost = booth.daemon.order_painting(wish(2), None).unwrap();
+    assert_eq!(booth.wait(lost.id, State::is_over), State::Failed);
+    let job = booth.daemon.job(lost.id).unwrap().unwrap();
+    assert_eq!(job.attempts, 3);
+    assert!(job.error.unwrap().contains("paintings"));
+
+    let late = booth.daemon.order_painting(wish(2), None).unwrap();
+    booth.wait(late.id, |state| state == State::Running);
+    std::fs::create_dir(&folder).unwrap();
+    booth.finished(late.id);
+}

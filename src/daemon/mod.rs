@@ -262,23 +262,18 @@ impl Daemon {
     /// # Errors
     /// If the disk refuses.
     pub fn cancel(&self, id: Id) -> Result<bool> {
-        let Some(job) = self.store().job(id)? else { return Ok(false) };
-        if !self.store().end(id, State::Cancelled, None)? {
-            return Ok(false);
+        // Held, so that the painter either sees it cancelled in the queue or hears of it here.
+        let mut desk = self.desk();
+        let Some((kind, running)) = self.store().cancel(id)? else { return Ok(false) };
+        if running {
+            desk.cancelled.push(id);
         }
-        let running = {
-            let mut desk = self.desk();
-            let running = desk.running.iter().any(|job| job.id == id);
-            if running {
-                desk.cancelled.push(id);
-            }
-            running
-        };
+        drop(desk);
         if !running {
             self.store().files().forget_job(id); // otherwise the painter does, when it lets go
         }
-        self.0.metrics.cancelled(job.kind);
-        self.0.events.tell(Event::Cancelled { id, kind: job.kind });
+        self.0.metrics.cancelled(kind);
+        self.0.events.tell(Event::Cancelled { id, kind });
         Ok(true)
     }
 

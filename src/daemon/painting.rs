@@ -1,8 +1,7 @@
 //! One painting: from the queue to the gallery.
 
-use super::job::{Event, Kind, PaintingWish, State};
+use super::job::{Event, Kind, PaintingWish};
 use super::store::{Claim, NewPainting, PaintingFile, write};
-use super::worker::Cut;
 use super::{Daemon, Preview};
 use crate::bundle::manifest::hexadecimal;
 use crate::camera::Frame;
@@ -157,31 +156,4 @@ pub(super) fn jpeg(canvas: &Canvas) -> Result<Vec<u8>> {
     let mut bytes = vec![];
     canvas.write_jpeg(&mut bytes).map_err(Error::io(std::path::Path::new("a JPEG in memory")))?;
     Ok(bytes)
-}
-
-/// What a job that did not end well comes to.
-pub(super) fn settle(daemon: &Daemon, claim: &Claim, outcome: Result<()>) -> Result<Cut> {
-    let (id, kind) = (claim.id, claim.kind);
-    let (cancelled, stopping) = (daemon.is_cancelled(id), daemon.stopping());
-    let cut = match outcome {
-        Ok(()) => Cut::Done,
-        Err(_) if cancelled => Cut::Done,
-        Err(Error::Interrupted) if stopping => {
-            daemon.store().put_back(id)?;
-            Cut::Ending
-        }
-        Err(fault) => {
-            let error = fault.to_string();
-            tracing::warn!(%id, ?kind, %error, "a job failed");
-            daemon.store().end(id, State::Failed, Some(&error))?;
-            daemon.0.metrics.failed(kind);
-            daemon.events().tell(Event::Failed { id, kind, error });
-            Cut::Done
-        }
-    };
-    if cut == Cut::Done {
-        daemon.store().files().forget_job(id);
-    }
-    daemon.let_go(id);
-    Ok(cut)
 }

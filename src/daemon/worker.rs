@@ -1,7 +1,7 @@
 //! The painter's thread: paintings before lessons, and small things when there is nothing else.
 
-use super::job::{Event, Id, Kind, StyleEntry};
-use super::painting::{self, jpeg, settle, within};
+use super::job::{Event, Id, Kind, State, StyleEntry};
+use super::painting::{self, jpeg, within};
 use super::store::{Claim, StyleFile, now, write};
 use super::{Daemon, Running, lesson};
 use crate::painter::Request;
@@ -23,15 +23,6 @@ const NEWEST: f64 = 0.3;
 /// After a fault of the disk.
 const BREATH: Duration = Duration::from_secs(1);
 
-/// Whether the painter goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cut {
-    /// The job is over.
-    Done,
-    /// The daemon ends.
-    Ending,
-}
-
 pub(super) fn start(daemon: Daemon) -> Result<JoinHandle<()>> {
     let thread = std::thread::Builder::new().name("painter".into());
     thread.spawn(move || run(&daemon)).map_err(Error::io(Path::new("the painter's thread")))
@@ -45,7 +36,12 @@ fn run(daemon: &Daemon) {
             Ok(false) => daemon.wait(TIDYING),
             Err(fault) => {
                 tracing::error!(%fault, "the painter cannot go on; trying again");
+                daemon.desk().running.clear();
                 daemon.wait(BREATH);
+                // what could not even be put back is: nothing runs now
+                if let Err(fault) = daemon.store().recover(daemon.config().queue.attempts) {
+                    tracing::error!(%fault, "the queue cannot be put in order");
+                }
             }
         }
     }
@@ -54,12 +50,10 @@ fn run(daemon: &Daemon) {
 /// Does the most urgent thing; whether there was one.
 fn round(daemon: &Daemon, tidied: &mut Option<Instant>) -> Result<bool> {
     if let Some(claim) = daemon.store().claim(Kind::Painting)? {
-        work(daemon, &claim)?;
-        return Ok(true);
+        return work(daemon, &claim).map(|()| true);
     }
     if let Some(claim) = daemon.store().claim(Kind::Learning)? {
-        work(daemon, &claim)?;
-        return Ok(true);
+        return work(daemon, &claim).map(|()| true);
     }
     if tidied.is_none_or(|last| last.elapsed() > TIDYING) {
         *tidied = Some(Instant::now());
@@ -78,17 +72,41 @@ pub(super) fn paint_what_waits(daemon: &Daemon) -> Result<()> {
 }
 
 /// A fault in a network's code must not end the daemon: the job has failed then.
-fn work(daemon: &Daemon, claim: &Claim) -> Result<Cut> {
+fn work(daemon: &Daemon, claim: &Claim) -> Result<()> {
+    let (id, kind) = (claim.id, claim.kind);
     daemon.begin(claim);
-    tracing::info!(id = %claim.id, kind = ?claim.kind, "begun");
-    let job = || match claim.kind {
+    tracing::info!(%id, ?kind, attempt = claim.attempts, "begun");
+    let job = || match kind {
         Kind::Painting => painting::paint(daemon, claim),
         Kind::Learning => lesson::learn(daemon, claim),
     };
     let outcome = catch_unwind(AssertUnwindSafe(job))
         .unwrap_or_else(|_| Err(Error::Usage("the program made a mistake on this; its log has more".into())));
-    tracing::info!(id = %claim.id, kind = ?claim.kind, fine = outcome.is_ok(), "over");
-    settle(daemon, claim, outcome)
+    let settled = settle(daemon, claim, outcome);
+    daemon.let_go(id);
+    settled
+}
+
+/// What becomes of a job that the painter lays down.
+fn settle(daemon: &Daemon, claim: &Claim, outcome: Result<()>) -> Result<()> {
+    let (id, kind, store) = (claim.id, claim.kind, daemon.store());
+    match outcome {
+        Ok(()) => tracing::info!(%id, ?kind, "finished"),
+        Err(_) if daemon.is_cancelled(id) => tracing::info!(%id, ?kind, "cancelled"),
+        Err(Error::Interrupted) => return store.put_back(id),
+        // a disk may have room again; a lesson's checkpoint is not thrown away for it
+        Err(fault @ Error::Io { .. }) if claim.attempts < daemon.config().queue.attempts => return Err(fault),
+        Err(fault) => {
+            let error = fault.to_string();
+            tracing::warn!(%id, ?kind, %error, "failed");
+            if store.end(id, State::Failed, Some(&error))? {
+                daemon.0.metrics.failed(kind);
+                daemon.events().tell(Event::Failed { id, kind, error });
+            }
+        }
+    }
+    store.files().forget_job(id);
+    Ok(())
 }
 
 /// Deletes what the configuration does not want kept.

@@ -16,6 +16,8 @@ pub struct Claim {
     pub kind: Kind,
     /// What is wished, as JSON.
     pub wish: String,
+    /// How often it was begun, this time included.
+    pub attempts: u32,
 }
 
 impl Claim {
@@ -63,9 +65,9 @@ impl Store {
         self.write(|db| {
             let first = "UPDATE jobs SET state = 'running', started = ?2, attempts = attempts + 1
                          WHERE id = (SELECT min(id) FROM jobs WHERE kind = ?1 AND state = 'queued')
-                         RETURNING id, wish";
+                         RETURNING id, wish, attempts";
             db.query_row(first, params![word(kind), now()], |row| {
-                Ok(Claim { id: from_id(&row.get::<_, String>(0)?)?, kind, wish: row.get(1)? })
+                Ok(Claim { id: from_id(&row.get::<_, String>(0)?)?, kind, wish: row.get(1)?, attempts: row.get(2)? })
             })
             .optional()
         })
@@ -87,6 +89,20 @@ impl Store {
     pub fn put_back(&self, id: Id) -> Result<()> {
         let back = "UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE id = ?1 AND state = 'running'";
         self.write(|db| db.execute(back, [id.to_string()]).map(drop))
+    }
+
+    /// Takes a job back that is not over; its kind and whether it ran, if there was one.
+    ///
+    /// # Errors
+    /// If the database refuses.
+    pub fn cancel(&self, id: Id) -> Result<Option<(Kind, bool)>> {
+        let now = "SELECT kind, state FROM jobs WHERE id = ?1 AND state IN ('queued', 'running')";
+        self.write(|db| {
+            let kind_and_state = |row: &Row<'_>| Ok((from_word(row.get(0)?)?, from_word(row.get(1)?)?));
+            let found: Option<(Kind, State)> = db.query_row(now, [id.to_string()], kind_and_state).optional()?;
+            end(db, id, State::Cancelled, None)?;
+            Ok(found.map(|(kind, state)| (kind, state == State::Running)))
+        })
     }
 
     /// After a crash: running jobs wait again; those that were begun `attempts` times have failed.

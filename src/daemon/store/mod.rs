@@ -108,8 +108,9 @@ impl Store {
         all().map_err(|fault| self.fault(fault))
     }
 
+    /// As of a file: the disk is full, read-only or broken.
     fn fault(&self, fault: rusqlite::Error) -> Error {
-        Error::file(&self.path, format!("the database refused: {fault}; is the disk full or read-only?"))
+        Error::io(&self.path)(std::io::Error::other(fault))
     }
 }
 

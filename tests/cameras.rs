@@ -262,7 +262,8 @@ fn send(connection: &mut TcpStream, parts: &[&[u8]]) {
 fn the_habits_of_ip_cameras_are_put_up_with() {
     let multipart = "multipart/x-mixed-replace;boundary=";
     // what the header says the boundary is, what it is, what each part says of its length
-    let habits: [(String, &str, fn(usize) -> String); 9] = [
+    type Length = fn(usize) -> String;
+    let habits: [(String, &str, Length); 9] = [
         (format!("{multipart}frame"), "--frame", |length| format!("Content-Length: {length}\r\n")),
         (format!("{multipart}frame"), "--frame", |_| String::new()),
         (format!("{multipart}--frame"), "--frame", |length| format!("Content-length:{length}\r\n")),

@@ -106,9 +106,8 @@ impl Program {
     fn listen(&self, stderr: ChildStderr) {
         let mut reader = BufReader::new(stderr);
         let mut line = vec![];
-        loop {
+        while let Ok(bytes) = reader.fill_buf() {
             // ffmpeg ends the lines of its progress with a carriage return
-            let Ok(bytes) = reader.fill_buf() else { break };
             let end = bytes.iter().position(|&b| b == b'\n' || b == b'\r');
             let (part, taken) = match end {
                 Some(end) => (&bytes[..end], end + 1),

@@ -291,6 +291,24 @@ mod tests {
         }
     }
 
+    /// The section of the configuration holds both, and still refuses what it does not know.
+    #[test]
+    fn it_may_be_flattened_into_a_section() {
+        #[derive(Deserialize, Debug)]
+        #[serde(deny_unknown_fields)]
+        struct Section {
+            source: super::super::Source,
+            #[serde(flatten)]
+            setup: Setup,
+        }
+        let text = "source = 'browser'\nrotate = 90\nframes_per_second = 5\n";
+        let section: Section = toml::from_str(text).unwrap();
+        assert_eq!(section.source, super::super::Source::Browser);
+        assert_eq!(section.setup, Setup { rotate: Rotation::Quarter, frames_per_second: 5.0, ..Setup::default() });
+        let error = toml::from_str::<Section>(&format!("{text}miror = true")).unwrap_err().to_string();
+        assert!(error.contains("miror"), "{error}");
+    }
+
     #[test]
     fn settings_out_of_bounds_are_named() {
         assert!(Setup::default().validate().is_ok());

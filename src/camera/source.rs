@@ -175,6 +175,13 @@ impl fmt::Display for Source {
     }
 }
 
+/// As it is shown: what is secret stays where it was read.
+impl serde::Serialize for Source {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -280,12 +287,15 @@ mod tests {
 
     #[test]
     fn it_is_read_from_configuration() {
-        #[derive(serde::Deserialize, Debug)]
+        #[derive(serde::Deserialize, serde::Serialize, Debug)]
         struct Settings {
             source: Source,
         }
         let settings: Settings = toml::from_str("source = 'folder:x'").unwrap();
         assert_eq!(settings.source, Source::Folder("x".into()));
+        assert_eq!(toml::to_string(&settings).unwrap(), "source = \"folder:x\"\n");
+        let secret: Settings = toml::from_str("source = 'http://u:hidden@host/?p=hidden'").unwrap();
+        assert!(!toml::to_string(&secret).unwrap().contains("hidden"));
         assert!(toml::from_str::<Settings>("source = 'x'").unwrap_err().to_string().contains("one of"));
     }
 }

@@ -10,6 +10,8 @@ use pleinair::bundle::Bundle;
 use pleinair::bundle::manifest::Manifest;
 use pleinair::bundle::pickle::{Checkpoint, Value};
 use pleinair::bundle::weights::Weights;
+use pleinair::camera::mjpeg::Splitter;
+use pleinair::camera::{Frame, y4m};
 use pleinair::sampler::{Plan, Sampler, Schedule, SchedulerConfig};
 use pleinair::style::Style;
 use std::io::{Cursor, Write};
@@ -23,7 +25,12 @@ const STORAGE_BYTES: usize = 512;
 /// Values and tensors of a checkpoint that are looked at.
 const MOST_LOOKED_AT: usize = 1000;
 
-/// A reader of files from outside.
+/// The limits on what cameras send, lower than the program's so that they are met.
+const MOST_JPEG_BYTES: usize = 4096;
+const MOST_PIXELS: u64 = 1 << 16;
+const MOST_DECODED: usize = 4;
+
+/// A reader of what comes from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// The header of a safetensors file.
@@ -38,14 +45,26 @@ pub enum Target {
     Scheduler,
     /// A style file.
     Style,
+    /// A camera's stream of JPEGs.
+    Mjpeg,
+    /// A camera's stream of YUV4MPEG2.
+    Y4m,
     /// No reader but a fault put here on purpose: a fuzzer that does not find it at once finds nothing elsewhere.
     Planted,
 }
 
 impl Target {
     /// All readers.
-    pub const READERS: [Target; 6] =
-        [Target::Safetensors, Target::Checkpoint, Target::Pickle, Target::Manifest, Target::Scheduler, Target::Style];
+    pub const READERS: [Target; 8] = [
+        Target::Safetensors,
+        Target::Checkpoint,
+        Target::Pickle,
+        Target::Manifest,
+        Target::Scheduler,
+        Target::Style,
+        Target::Mjpeg,
+        Target::Y4m,
+    ];
 
     /// Its name on the command line and of its folder in `corpus/`.
     pub fn name(self) -> &'static str {
@@ -56,6 +75,8 @@ impl Target {
             Target::Manifest => "manifest",
             Target::Scheduler => "scheduler",
             Target::Style => "style",
+            Target::Mjpeg => "mjpeg",
+            Target::Y4m => "y4m",
             Target::Planted => "planted",
         }
     }
@@ -77,6 +98,8 @@ impl Target {
             Target::Manifest => manifest(data),
             Target::Scheduler => scheduler(data),
             Target::Style => style(data),
+            Target::Mjpeg => mjpeg(data),
+            Target::Y4m => film(data),
             Target::Planted => planted(data),
         }
     }
@@ -176,6 +199,35 @@ fn style(data: &[u8]) {
     assert_eq!(Style::from_bytes(&style.to_bytes()), Ok(style), "what was read can be written and read again");
 }
 
+/// The JPEGs of a stream that comes as a whole, and the same ones when it comes byte by byte. Some are decoded.
+fn mjpeg(data: &[u8]) {
+    let split = |piece_bytes: usize| {
+        let mut splitter = Splitter::with_limit(MOST_JPEG_BYTES);
+        let mut frames = vec![];
+        data.chunks(piece_bytes).for_each(|piece| splitter.push(piece, |frame| frames.push(frame)));
+        (frames, splitter.skipped())
+    };
+    let (frames, skipped) = split(data.len().max(1));
+    assert_eq!(split(1), (frames.clone(), skipped));
+    assert!(frames.iter().map(Vec::len).sum::<usize>() as u64 + skipped <= data.len() as u64);
+    for frame in &frames {
+        assert!(frame.starts_with(b"\xFF\xD8") && frame.ends_with(b"\xFF\xD9") && frame.len() <= MOST_JPEG_BYTES);
+    }
+    for frame in frames.iter().take(MOST_DECODED) {
+        if let Ok(frame) = Frame::from_bytes(frame, MOST_PIXELS) {
+            assert!((frame.width() * frame.height()) as u64 <= MOST_PIXELS);
+        }
+    }
+}
+
+fn film(data: &[u8]) {
+    let Ok(mut reader) = y4m::Reader::new(data) else { return };
+    while let Ok(Some(planes)) = reader.next_planes() {
+        let frame = planes.to_frame().expect("the planes are as large as the header says");
+        assert_eq!((frame.width(), frame.height()), (planes.width, planes.height));
+    }
+}
+
 /// An overflow behind four bytes that nobody guesses: to be found, comparisons, coverage and overflow checks must work.
 fn planted(data: &[u8]) {
     if let Some((magic, rest)) = data.split_first_chunk()
@@ -225,6 +277,12 @@ mod tests {
             Target::Manifest => Bundle::describe(path, Manifest::parse(data).unwrap()).is_ok(),
             Target::Scheduler => SchedulerConfig::from_json(std::str::from_utf8(data).unwrap()).is_ok(),
             Target::Style => Style::from_bytes(data).is_ok(),
+            Target::Mjpeg => {
+                let mut good = 0;
+                Splitter::new().push(data, |jpeg| good += usize::from(Frame::from_bytes(&jpeg, MOST_PIXELS).is_ok()));
+                good >= 2
+            }
+            Target::Y4m => y4m::Reader::new(data).is_ok_and(|mut reader| matches!(reader.next_planes(), Ok(Some(_)))),
             Target::Planted => false,
         };
         for target in Target::READERS {

@@ -69,6 +69,43 @@ const INSTRUCTIONS: [&[u8]; 34] = [
     b"X\x01\x00\x00\x00a",
     b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x10tQ",
 ];
+/// Markers of JPEG and what stands between its pictures.
+const JPEG_PIECES: &[&[u8]] = &[
+    b"\xFF\xD8",
+    b"\xFF\xD9",
+    b"\xFF\xDA\x00\x03\x01",
+    b"\xFF\xE1\x00\x06Exif",
+    b"\xFF\xE0\x00\x07AVI1\x00",
+    b"\xFF\xC4\x00\x02",
+    b"\xFF\xC2\x00\x0b\x08",
+    b"\xFF\xDD\x00\x04\x00\x01",
+    b"\xFF\xD0",
+    b"\xFF\x00",
+    b"\xFF\xFF",
+    b"\xFF",
+    b"\x00\x00",
+    b"--frame\r\nContent-Length: 5\r\n\r\n",
+];
+/// Words of the headers of YUV4MPEG2.
+const Y4M_PIECES: &[&[u8]] = &[
+    b"YUV4MPEG2 ",
+    b"FRAME\n",
+    b"FRAME Ip\n",
+    b"\n",
+    b" W2",
+    b" H1",
+    b" W0",
+    b" H65537",
+    b" W4294967297",
+    b" H18446744073709551615",
+    b" Cmono",
+    b" C420jpeg",
+    b" C422",
+    b" C444",
+    b" C444p12",
+    b" F0:0",
+    b" XCOLORRANGE=FULL",
+];
 /// Copies of one item that are added at once; more than the bits of a word.
 const MOST_COPIES: u32 = 70;
 
@@ -86,6 +123,8 @@ pub fn mutated(
         Target::Safetensors | Target::Style => with_other_header(data, longest, &mut rng, &mut blindly),
         Target::Manifest | Target::Scheduler => other_json(data, &mut rng),
         Target::Pickle => Some(other_program(data, &mut rng)),
+        Target::Mjpeg => Some(other_segments(data, JPEG_PIECES, &mut rng)),
+        Target::Y4m => Some(other_segments(data, Y4M_PIECES, &mut rng)),
         Target::Checkpoint | Target::Planted => None,
     };
     mutant.filter(|mutant| mutant.len() <= longest).unwrap_or_else(|| blindly(data, longest))
@@ -220,4 +259,23 @@ fn other_program(pickle: &[u8], rng: &mut Mt) -> Vec<u8> {
         }
     }
     program
+}
+
+/// The stream with pieces of its format put in, or a part of it left out, doubled or moved.
+fn other_segments(data: &[u8], pieces: &[&[u8]], rng: &mut Mt) -> Vec<u8> {
+    let mut stream = data.to_vec();
+    for _ in 0..=below(rng, 3) {
+        let at = below(rng, stream.len() + 1);
+        let end = (at + 1 + below(rng, 64)).min(stream.len());
+        match below(rng, 4) {
+            0 => drop(stream.drain(at..end)),
+            1 => {
+                let part = stream[at..end].to_vec();
+                let to = below(rng, stream.len() + 1);
+                stream.splice(to..to, part);
+            }
+            _ => drop(stream.splice(at..at, pieces[below(rng, pieces.len())].iter().copied())),
+        }
+    }
+    stream
 }

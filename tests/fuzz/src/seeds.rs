@@ -33,6 +33,8 @@ pub fn of(target: Target) -> Vec<Input> {
             ("atelier".into(), scheduler(&repository().join("models/atelier"))),
         ],
         Target::Style => styles(),
+        Target::Mjpeg => jpegs(),
+        Target::Y4m => films(),
         Target::Planted => vec![("seed".into(), vec![0; 16])],
     }
 }
@@ -145,4 +147,36 @@ fn styles() -> Vec<Input> {
     styles.truncate(1);
     styles.extend([("small".into(), small_style().to_bytes()), ("one".into(), one.to_bytes())]);
     styles
+}
+
+/// A JPEG of 16 by 8 pixels, each its own grey.
+fn jpeg() -> Vec<u8> {
+    let mut bytes = Cursor::new(vec![]);
+    let picture = image::GrayImage::from_fn(16, 8, |x, y| image::Luma([(x * 16 + y) as u8]));
+    picture.write_to(&mut bytes, image::ImageFormat::Jpeg).expect("memory takes every byte");
+    bytes.into_inner()
+}
+
+/// Streams of JPEGs: bare, in parts, and with a thumbnail in each.
+fn jpegs() -> Vec<Input> {
+    let jpeg = jpeg();
+    let part = [&b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"[..], &jpeg, b"\r\n"].concat();
+    let length = (jpeg.len() as u16 + 2).to_be_bytes();
+    let thumbnail = [&jpeg[..2], b"\xFF\xE1", &length, &jpeg, &jpeg[2..]].concat();
+    vec![
+        ("bare".into(), jpeg.repeat(2)),
+        ("parts".into(), part.repeat(3)),
+        ("thumbnails".into(), thumbnail.repeat(2)),
+        ("cut".into(), [&jpeg[..jpeg.len() / 2], &jpeg.repeat(2)].concat()),
+    ]
+}
+
+/// Films of two frames of 3 by 2 pixels.
+fn films() -> Vec<Input> {
+    let film = |name: &str, chroma: usize| {
+        let frame = [&b"FRAME\n"[..], &[90; 6], &vec![200; 2 * chroma]].concat();
+        let header = format!("YUV4MPEG2 W3 H2 F25:1 Ip A1:1 C{name} XYSCSS=X XCOLORRANGE=FULL\n");
+        (name.to_string(), [header.as_bytes(), &frame.repeat(2)].concat())
+    };
+    vec![film("420jpeg", 2), film("422", 4), film("444", 6), film("mono", 0)]
 }

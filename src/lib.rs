@@ -19,6 +19,7 @@ pub mod style;
 pub mod train;
 pub mod canvas;
 pub mod daemon;
+pub mod web;
 pub mod config;
 pub mod error;
 pub mod profile;

@@ -9,6 +9,7 @@ mod model;
 mod paint;
 mod place;
 mod progress;
+mod serve;
 mod sheet;
 mod style;
 mod styles;
@@ -43,6 +44,8 @@ enum Command {
     Mix(mix::Arguments),
     /// Show learned styles
     Styles(styles::Arguments),
+    /// Run the daemon: kiosk, studio and gallery for browsers, and the API
+    Serve(serve::Arguments),
     /// Say what this machine and a model can do, and test the model
     Doctor(doctor::Arguments),
     /// Measure how long the networks take, and how much memory
@@ -60,6 +63,7 @@ pub(super) fn run() -> Result<()> {
         Command::Learn(arguments) => learn::run(&arguments, &place, &progress, &Interrupt::listen()?),
         Command::Mix(arguments) => mix::run(&arguments, &progress),
         Command::Styles(arguments) => styles::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments, &place),
         Command::Doctor(arguments) => doctor::run(&arguments, &place),
         Command::Bench(arguments) => bench::run(&arguments, &place),
         Command::Sheet(arguments) => sheet::run(&arguments, &progress),

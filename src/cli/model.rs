@@ -23,6 +23,11 @@ pub(super) struct Choice {
 }
 
 impl Choice {
+    /// This choice, or the one of a configuration where none was made.
+    pub(super) fn or(&self, configured: &Option<PathBuf>) -> Choice {
+        Choice { bundle: self.bundle.clone().or_else(|| configured.clone()) }
+    }
+
     /// The model's folder: as given, else as the environment says, else the one that ships with the program.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const CONFIG: &str = "[queue]\npaintings = 12\nlessons = 2\nattempts = 1000\n[learning]\npreview_every = 0\n";
+const CONFIG: &str = "[queue]\npaintings = 6\nlessons = 2\nattempts = 1000\n[learning]\npreview_every = 0\n";
 /// Enough never to end.
 const LESSON_STEPS: usize = 1_000_000;
 const CHECKPOINT_EVERY: u64 = pleinair::train::CHECKPOINT_EVERY as u64;
@@ -39,7 +39,7 @@ struct Counts {
 
 #[test]
 fn nothing_announced_is_lost() {
-    let crashes: usize = std::env::var("CRASHES").map_or(8, |count| count.parse().unwrap());
+    let crashes: usize = std::env::var("CRASHES").map_or(9, |count| count.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let told = Arc::new(Mutex::new(Told::default()));
     let mut rng = Mt64::new(crashes as u64);
@@ -58,10 +58,16 @@ fn nothing_announced_is_lost() {
         if lesson.is_none() {
             lesson = Some(server.order_lesson(LESSON_STEPS).unwrap());
         }
-        let painter = order(&server, &told);
-        std::thread::sleep(Duration::from_millis(rng.next_u64() % 1500));
+        // paintings come first: in every third round none is ordered, so that the lesson has its turn
+        let painter = (crash % 3 < 2).then(|| order(&server, &told));
+        let moment = Duration::from_millis(rng.next_u64() % 1500);
+        if painter.is_none() {
+            let target = before + rng.next_u64() % (2 * CHECKPOINT_EVERY);
+            serving::wait(Duration::from_secs(60), "the lesson's turn", || told.lock().unwrap().step >= target);
+        }
+        std::thread::sleep(moment);
         server.kill();
-        painter.join().unwrap();
+        painter.map(|painter| painter.join().unwrap());
         if let Some(first) = listener.join().unwrap() {
             // the checkpoint of step 25k is on the disk before step 25k + 1 is announced
             let least = before.saturating_sub(1) / CHECKPOINT_EVERY * CHECKPOINT_EVERY + 1;
@@ -92,7 +98,7 @@ fn order(server: &Server, told: &Arc<Mutex<Told>>) -> std::thread::JoinHandle<()
     let (url, told) = (server.url.clone(), told.clone());
     std::thread::spawn(move || {
         for number in 0.. {
-            match serving::order_painting(&url, 5 + number % 40) {
+            match serving::order_painting(&url, 2 + number % 12) {
                 Ok(id) => told.lock().unwrap().taken.push(id),
                 Err(ureq::Error::StatusCode(503 | 429)) => {}
                 Err(_) => break,

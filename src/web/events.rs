@@ -1,7 +1,10 @@
 //! What happens, as it happens: server-sent events.
 
 use super::Site;
+use super::access::Role;
+use super::guard::Caller;
 use crate::daemon::job::Event as News;
+use axum::Extension;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive};
 use axum::response::{IntoResponse, Response, Sse};
@@ -21,7 +24,7 @@ const RETRY: Duration = Duration::from_secs(2);
     get, path = "/api/v1/events", tag = "events",
     responses((status = 200, content_type = "text/event-stream", body = News))
 )]
-pub(super) async fn stream(State(site): State<Site>) -> Response {
+pub(super) async fn stream(State(site): State<Site>, Extension(Caller(role)): Extension<Caller>) -> Response {
     let mut events = site.daemon().events().listen();
     let closing = site.closing();
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(16);
@@ -38,6 +41,7 @@ pub(super) async fn stream(State(site): State<Site>) -> Response {
                 () = &mut closing => return,
             };
             let event = match event {
+                Ok(news) if !concerns(role, &news.event) => continue,
                 Ok(news) => told(news.number, &news.event),
                 Err(RecvError::Lagged(missed)) => {
                     Event::default().event("lagged").data(format!("{{\"missed\":{missed}}}"))
@@ -51,6 +55,12 @@ pub(super) async fn stream(State(site): State<Site>) -> Response {
         }
     });
     Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::new().interval(HEARTBEAT)).into_response()
+}
+
+/// The gallery is told what changes in it, not what visitors are at.
+fn concerns(role: Option<Role>, news: &News) -> bool {
+    let shown = matches!(news, News::Finished { .. } | News::Deleted { .. } | News::Styles {});
+    shown || role >= Some(Role::Kiosk)
 }
 
 fn told(number: u64, news: &News) -> Event {

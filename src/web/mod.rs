@@ -157,7 +157,9 @@ fn api() -> OpenApiRouter<Site> {
         .routes(routes!(paintings::thumbnail))
         .routes(routes!(paintings::content))
         .routes(routes!(styles::list))
-        .routes(routes!(styles::picture));
+        .routes(routes!(styles::picture))
+        .routes(routes!(events::stream))
+        .routes(routes!(status::kiosk));
     let kiosk = OpenApiRouter::new()
         .routes(routes!(paintings::order))
         .routes(routes!(paintings::preview))
@@ -169,9 +171,7 @@ fn api() -> OpenApiRouter<Site> {
         .routes(routes!(styles::one))
         .routes(routes!(camera::live))
         .routes(routes!(camera::still))
-        .routes(routes!(camera::shutter))
-        .routes(routes!(events::stream))
-        .routes(routes!(status::kiosk));
+        .routes(routes!(camera::shutter));
     let admin = OpenApiRouter::new()
         .routes(routes!(paintings::delete))
         .routes(routes!(styles::learn))

@@ -5,6 +5,7 @@ use crate::camera::Frame;
 use axum::body::Bytes;
 use axum::extract::multipart::MultipartError;
 use axum::extract::{FromRequest, Multipart, Request};
+use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 /// The most parts of a form: no lesson has more pictures and contexts, and no wish more fields.
@@ -105,18 +106,13 @@ fn fault(why: MultipartError) -> Problem {
 /// # Errors
 /// A [`Problem`] with status 413 for one that is too large, 422 for what is no picture.
 pub fn picture(bytes: &[u8], megapixels: u64) -> Result<Frame, Problem> {
-    use axum::http::StatusCode;
+    let most = megapixels.saturating_mul(1_000_000);
     let size = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format().ok();
     if let Some((width, height)) = size.and_then(|reader| reader.into_dimensions().ok())
-        && u64::from(width) * u64::from(height) > megapixels * 1_000_000
+        && u64::from(width) * u64::from(height) > most
     {
         let error = format!("the picture has {width}x{height} pixels; at most {megapixels} megapixels are taken");
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error));
     }
-    let file = tempfile::NamedTempFile::new().map_err(crate::Error::io(std::path::Path::new("a temporary file")))?;
-    std::fs::write(file.path(), bytes).map_err(crate::Error::io(file.path()))?;
-    Frame::open(file.path()).map_err(|why| match why {
-        crate::Error::File { what, .. } => Problem::wish(format!("the picture {what}")),
-        other => other.into(),
-    })
+    Ok(Frame::from_bytes(bytes, most)?)
 }

@@ -260,7 +260,13 @@ impl Config {
     /// # Errors
     /// What is wrong with it, in one sentence.
     pub fn parse(text: &str) -> Result<Config, String> {
-        let config: Config = toml::from_str(text).map_err(|fault| fault.to_string().trim_end().to_owned())?;
+        // not the line itself, as the parser would show it: it may hold a camera's password
+        let fault = |fault: toml::de::Error| {
+            let line =
+                fault.span().and_then(|span| text.get(..span.start)).map(|before| before.matches('\n').count() + 1);
+            format!("{}{}", line.map_or(String::new(), |line| format!("line {line}: ")), fault.message())
+        };
+        let config: Config = toml::from_str(text).map_err(fault)?;
         config.check()?;
         Ok(config)
     }
@@ -368,17 +374,20 @@ mod tests {
             ("liste = 1", "liste"),
             ("[queue]\npaintings = 0", "queue.paintings"),
             ("[camera]\nsource = \"telescope:1\"", "camera"),
-            ("[camera.frames]\nrotate = 45", "rotate"),
+            ("[camera.frames]\nrotate = 45", "line 2: a camera cannot be turned"),
             ("[camera.frames]\nframes_per_second = 0.0", "frames_per_second"),
             ("[learning]\nlr = nan", "learning.lr"),
             ("[log]\nlevel = \"loud\"", "log.level"),
             ("[kiosk]\npublic_url = \"ftp://a\"", "public_url"),
             ("[painting.wish]\nsize = \"0x0\"", "above 0"),
-            ("listen = 7860", "listen"),
+            ("listen = 7860", "line 1: "),
             ("[queue", "queue"),
         ] {
             let fault = Config::parse(text).unwrap_err();
             assert!(fault.contains(word), "{text}: {fault}");
         }
+        let secret = "[camera]\nsource = \"ftp://me:secret@camera/\"";
+        let fault = Config::parse(secret).unwrap_err();
+        assert!(fault.starts_with("line 2: ") && !fault.contains("secret"), "{fault}");
     }
 }

@@ -381,7 +381,7 @@ mod tests {
             ("[kiosk]\npublic_url = \"ftp://a\"", "public_url"),
             ("[painting.wish]\nsize = \"0x0\"", "above 0"),
             ("listen = 7860", "line 1: "),
-            ("[queue", "queue"),
+            ("[queue", "line 1: "),
         ] {
             let fault = Config::parse(text).unwrap_err();
             assert!(fault.contains(word), "{text}: {fault}");

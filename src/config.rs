@@ -1,21 +1,20 @@
 //! `pleinair.toml`: what the daemon does, where, and for whom. Unknown keys are refused; `targets/service/pleinair.toml`
 //! explains every key and holds the defaults.
 
+pub use crate::display::Setup as DisplaySetup;
 use crate::painter::Request;
 use crate::{Error, Result};
-pub use awaited::{CameraSetup, DisplaySetup, Source};
+pub use awaited::{CameraSetup, Source};
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Until the rooms camera and display have them.
+/// Until the room camera has them.
 mod awaited {
     use serde::{Deserialize, Serialize};
     #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
     pub struct CameraSetup {}
-    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-    pub struct DisplaySetup {}
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     pub enum Source {
         #[serde(rename = "browser")]

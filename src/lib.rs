@@ -18,9 +18,11 @@ pub mod sampler;
 pub mod style;
 pub mod train;
 pub mod canvas;
+pub mod display;
 pub mod daemon;
 pub mod config;
 pub mod error;
+pub mod strings;
 pub mod profile;
 pub mod target;
 

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In path order. `painter`, `cli` (and later the daemon) see every room; `error` and `config` are seen by all.
-const ROOMS: [&str; 8] = ["bundle", "camera", "prompt", "net", "side", "sampler", "style", "train"];
+const ROOMS: [&str; 9] = ["bundle", "camera", "prompt", "net", "side", "sampler", "style", "train", "canvas"];
 /// Comes after them.
-const LAST: &str = "canvas";
+const LAST: &str = "display";
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = vec![];

@@ -3,6 +3,7 @@
 //! Threads by name: `painter`, the only one that touches the networks; `camera`; and whoever asks. [`Daemon`] is the handle
 //! that all share. What must outlive a power cut is in the [`store`].
 
+pub mod booth;
 mod events;
 pub mod job;
 mod lesson;

@@ -2,7 +2,9 @@
 //! explains every key and holds the defaults.
 
 use crate::camera::{Setup as CameraSetup, Source};
+use crate::display::Setup as DisplaySetup;
 use crate::painter::Request;
+use crate::strings::Strings;
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,6 +35,8 @@ pub struct Config {
     pub retention: Retention,
     /// The page for visitors.
     pub kiosk: Kiosk,
+    /// A screen without a browser.
+    pub display: DisplaySetup,
     /// Who may do what.
     pub security: Security,
     /// What is written to standard error.
@@ -171,6 +175,7 @@ impl Default for Config {
             queue: Queue::default(),
             retention: Retention::default(),
             kiosk: Kiosk::default(),
+            display: DisplaySetup::default(),
             security: Security::default(),
             log: Log::default(),
         }
@@ -291,6 +296,7 @@ impl Config {
         if let Some((key, _)) = least.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} is 0; it has to be at least 1"));
         }
+        Strings::of(&self.language).map_err(|fault| format!("language: {fault}"))?;
         self.camera.frames.validate().map_err(|fault| format!("camera.frames: {fault}"))?;
         if !(self.learning.lr > 0.0 && self.learning.lr.is_finite()) {
             return Err(format!("learning.lr is {}; it has to be a positive number", self.learning.lr));

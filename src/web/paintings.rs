@@ -14,7 +14,7 @@ use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 /// Paintings on a page of the gallery, unless the client says how many.
@@ -71,8 +71,20 @@ fn wish_of(mut fields: Map<String, Value>, role: Option<Role>) -> Result<(bool, 
     let kept = take(&mut fields, "kept")?.unwrap_or(true);
     let origin = take(&mut fields, "origin")?.unwrap_or_default();
     let origin = if role == Some(Role::Kiosk) { Origin::Kiosk } else { origin };
-    let request = serde_json::from_value(Value::Object(fields)).map_err(|why| Problem::wish(why.to_string()))?;
+    let request = read_fields(fields)?;
     Ok((camera, PaintingWish { request, mix, origin, kept }))
+}
+
+/// What the fields of an object come to; a fault names its field.
+pub(super) fn read_fields<T: serde::de::DeserializeOwned>(fields: Map<String, Value>) -> Result<T, Problem> {
+    serde_json::from_value(Value::Object(fields.clone())).map_err(|why| {
+        let alone =
+            |(key, value): (String, Value)| Some((serde_json::from_value::<T>(json!({ &*key: value })).err()?, key));
+        match fields.into_iter().find_map(alone) {
+            Some((why, key)) => Problem::wish(format!("{key}: {why}")),
+            None => Problem::wish(why.to_string()),
+        }
+    })
 }
 
 /// Orders a painting of a photograph that is sent, of what the camera sees, or of the prompt alone.

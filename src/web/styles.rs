@@ -4,7 +4,7 @@ use super::Site;
 use super::access::Role;
 use super::answer::{Fault, Json, Problem, Sent, read};
 use super::guard::Caller;
-use super::paintings::id;
+use super::paintings::{id, read_fields};
 use super::upload::{Form, picture as decoded};
 use crate::daemon::job::{LearningWish, LossPoint, Origin, StyleChange, StyleEntry, StyleSource, Ticket};
 use crate::style::Style;
@@ -140,8 +140,7 @@ fn lesson(site: &Site, form: &Form) -> Result<Ticket, Problem> {
     let mut fields = form.fields.clone();
     let origin = fields.remove("origin").map(serde_json::from_value::<Origin>).transpose();
     let origin = origin.map_err(|why| Problem::wish(why.to_string()))?.unwrap_or_default();
-    let wish: LearningWish =
-        serde_json::from_value(Value::Object(fields)).map_err(|why| Problem::wish(why.to_string()))?;
+    let wish: LearningWish = read_fields(fields)?;
     if form.files("image").count() > config.learning.most_pictures {
         let most = config.learning.most_pictures;
         return Err(Problem::wish(format!("a lesson has at most {most} pictures")));

@@ -7,6 +7,8 @@ mod bundle;
 mod bundles;
 mod learning;
 mod painting;
+#[cfg(unix)]
+mod serving;
 mod styles;
 
 use std::collections::BTreeMap;

@@ -153,7 +153,7 @@ async fn a_form_may_give_fields_one_by_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_says_when_to_come_back() {
     let house = House::with(LOOPBACK, |config| config.queue.paintings = 2);
-    let long = json!({"prompt": "a house", "steps": 1000});
+    let long = json!({"prompt": "a house", "steps": 900});
     let first = house.order(long.clone()).await;
     let second = house.order(long.clone()).await;
     let answer = house.post("/api/v1/paintings", long).await;

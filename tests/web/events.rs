@@ -30,7 +30,7 @@ async fn a_painting_is_told_from_the_order_to_the_end() {
 async fn jobs_are_taken_back_while_they_wait_and_while_they_run() {
     let house = House::new();
     let mut events = Stream::open(&house).await;
-    let running = house.order(json!({"prompt": "a house", "steps": 1000})).await;
+    let running = house.order(json!({"prompt": "a house", "steps": 900})).await;
     while events.next().await.unwrap().0 != "step" {}
     let waiting = house.order(json!({"prompt": "a house", "steps": 2})).await;
     let painting = house.get(&format!("/api/v1/paintings/{waiting}")).await.json();

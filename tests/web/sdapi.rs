@@ -104,7 +104,7 @@ async fn progress_is_told_and_interrupted() {
     let house = House::with(LOOPBACK, |config| config.painting.preview_every = 1);
     let idle = house.get("/sdapi/v1/progress").await.fine().json();
     assert_eq!((&idle["progress"], &idle["state"]["job_count"]), (&json!(0.0), &json!(0)));
-    let order = with(webuiapi(), json!({"steps": 1000, "sampler_name": "DDIM"}));
+    let order = with(webuiapi(), json!({"steps": 900, "sampler_name": "DDIM"}));
     let painting = house.post("/sdapi/v1/txt2img", order);
     let watching = async {
         let end = Instant::now() + PATIENCE;
@@ -112,7 +112,7 @@ async fn progress_is_told_and_interrupted() {
             let now = house.get("/sdapi/v1/progress?skip_current_image=false").await.fine().json();
             if let Some(image) = now["current_image"].as_str() {
                 assert!((0.0..1.0).contains(&now["progress"].as_f64().unwrap()), "{now}");
-                assert_eq!(now["state"]["sampling_steps"], 1000);
+                assert_eq!(now["state"]["sampling_steps"], 900);
                 Frame::from_bytes(&BASE64_STANDARD.decode(image).unwrap(), 1 << 20).unwrap();
                 let without = house.get("/sdapi/v1/progress?skip_current_image=true").await.json();
                 assert!(without["current_image"].is_null());
@@ -130,7 +130,7 @@ async fn progress_is_told_and_interrupted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_no_longer_waits_has_no_painting_made() {
     let house = House::new();
-    let order = with(webuiapi(), json!({"steps": 1000}));
+    let order = with(webuiapi(), json!({"steps": 900}));
     let impatient = tokio::time::timeout(Duration::from_millis(500), house.post("/sdapi/v1/txt2img", order)).await;
     assert!(impatient.is_err());
     let jobs = house.get("/api/v1/jobs").await.json();

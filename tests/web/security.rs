@@ -131,7 +131,7 @@ async fn the_kiosk_takes_back_its_own_jobs_only() {
         let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
         house.ask(request(method, &path, &headers, Body::from(body.to_string())))
     };
-    let long = json!({"prompt": "a", "steps": 1000, "origin": "studio"});
+    let long = json!({"prompt": "a", "steps": 900, "origin": "studio"});
     let studio = ask(Role::Admin, Method::POST, "/api/v1/paintings".into(), long.clone()).await.json()["id"].clone();
     let kiosk = ask(Role::Kiosk, Method::POST, "/api/v1/paintings".into(), long).await.json()["id"].clone();
     let path = |id: &Value| format!("/api/v1/jobs/{}", id.as_str().unwrap());
@@ -192,8 +192,11 @@ async fn large_bodies_and_pictures_are_refused() {
     // a header that promises more pixels than memory has
     let mut bomb = png(9, 9);
     bomb[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
-    house.form("/api/v1/paintings", &[("prompt", "a")], &[("frame", bomb.clone())]).await.refused(413, "30000x30000");
-    house.form("/api/v1/styles", &[("name", "a")], &[("image", bomb)]).await.refused(413, "30000x30000");
+    let many = png(1100, 1000);
+    for (picture, status, word) in [(bomb, 422, "30000x30000"), (many, 413, "1100x1000")] {
+        house.form("/api/v1/styles", &[("name", "a")], &[("image", picture.clone())]).await.refused(status, word);
+        house.form("/api/v1/paintings", &[("prompt", "a")], &[("frame", picture.clone())]).await.refused(status, word);
+    }
     house.form("/api/v1/paintings", &[("prompt", &"x".repeat(70_000))], &[]).await.refused(400, "longer");
 }
 
@@ -256,7 +259,7 @@ async fn no_path_from_a_client_reaches_the_disk() {
         .await
         .refused(422, "no style");
     // the names of uploaded files lead outside (see `multipart`); what is written is named by ids
-    let answer = house.form("/api/v1/paintings", &[("prompt", "a"), ("steps", "1")], &[("frame", png(9, 9))]).await;
+    let answer = house.form("/api/v1/paintings", &[("prompt", "a"), ("steps", "4")], &[("frame", png(9, 9))]).await;
     house.over(answer.fine().json()["id"].as_str().unwrap()).await;
     let names = |folder: &str| {
         std::fs::read_dir(data.join(folder)).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>()

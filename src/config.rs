@@ -2,6 +2,7 @@
 //! explains every key and holds the defaults.
 
 use crate::camera::{Setup as CameraSetup, Source};
+use crate::display::Setup as DisplaySetup;
 use crate::painter::Request;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -33,6 +34,8 @@ pub struct Config {
     pub retention: Retention,
     /// The page for visitors.
     pub kiosk: Kiosk,
+    /// A screen without a browser, and its buttons.
+    pub display: DisplaySetup,
     /// Who may do what.
     pub security: Security,
     /// What is written to standard error.
@@ -171,6 +174,7 @@ impl Default for Config {
             queue: Queue::default(),
             retention: Retention::default(),
             kiosk: Kiosk::default(),
+            display: DisplaySetup::default(),
             security: Security::default(),
             log: Log::default(),
         }

@@ -18,10 +18,12 @@ pub mod sampler;
 pub mod style;
 pub mod train;
 pub mod canvas;
+pub mod display;
 pub mod daemon;
 pub mod web;
 pub mod config;
 pub mod error;
+pub mod strings;
 pub mod profile;
 pub mod target;
 

@@ -2,7 +2,7 @@
 
 use super::{model, place};
 use pleinair::config::{Config, Log};
-use pleinair::daemon::{Daemon, Threads};
+use pleinair::daemon::{Daemon, Threads, booth};
 use pleinair::painter::Painter;
 use pleinair::web::{Access, Journal, Role, Site, serve};
 use pleinair::{Error, Result};
@@ -68,7 +68,11 @@ pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
     }
     let habits = place.habits();
     let painter: Painter = model::open(&folder, &place.target)?;
-    let (daemon, threads) = Daemon::start(config, painter, habits)?;
+    let (daemon, mut threads) = Daemon::start(config, painter, habits)?;
+    let shared = access.clone();
+    if let Some(display) = booth::start(daemon.clone(), move |id| shared.share_url(id))? {
+        threads.add(display);
+    }
     announce(address, &access);
     runtime.spawn(keep_watchdog_quiet(daemon.clone()));
     let site = Site::new(daemon.clone(), access, journal);

@@ -3,6 +3,7 @@
 //! Threads by name: `painter`, the only one that touches the networks; `camera`; and whoever asks. [`Daemon`] is the handle
 //! that all share. What must outlive a power cut is in the [`store`].
 
+pub mod booth;
 mod events;
 pub mod job;
 mod lesson;
@@ -123,6 +124,11 @@ pub struct Preview {
 pub struct Threads(Vec<std::thread::JoinHandle<()>>);
 
 impl Threads {
+    /// Waits for one more.
+    pub fn add(&mut self, thread: std::thread::JoinHandle<()>) {
+        self.0.push(thread);
+    }
+
     /// Waits until all have ended, at most `patience`; whether they have.
     pub fn wait(self, patience: Duration) -> bool {
         let end = Instant::now() + patience;

@@ -35,7 +35,7 @@ pub struct Config {
     pub retention: Retention,
     /// The page for visitors.
     pub kiosk: Kiosk,
-    /// A screen without a browser.
+    /// A screen without a browser, and its buttons.
     pub display: DisplaySetup,
     /// Who may do what.
     pub security: Security,

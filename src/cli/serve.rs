@@ -69,9 +69,9 @@ pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
     let habits = place.habits();
     let painter: Painter = model::open(&folder, &place.target)?;
     let (daemon, mut threads) = Daemon::start(config, painter, habits)?;
-    let links = access.clone();
-    if let Some(screen) = booth::start(daemon.clone(), move |id| links.share_url(id))? {
-        threads.push(screen);
+    let shared = access.clone();
+    if let Some(display) = booth::start(daemon.clone(), move |id| shared.share_url(id))? {
+        threads.add(display);
     }
     announce(address, &access);
     runtime.spawn(keep_watchdog_quiet(daemon.clone()));

@@ -400,7 +400,9 @@ pub fn start(
         timeout: Duration::from_secs(kiosk.timeout_seconds.into()),
         slide: Duration::from_secs(kiosk.slide_seconds.into()),
     };
-    let habits = Habits { hold_to_take: setup.hold_to_take, mirror: setup.mirror };
+    // a camera that mirrors is not mirrored back
+    let mirror = setup.mirror && !daemon.config().camera.frames.mirror;
+    let habits = Habits { hold_to_take: setup.hold_to_take, mirror };
     let booth = Booth::new(Atelier { daemon: daemon.clone(), address }, times, habits);
     let timing = setup.timing();
     let thread = std::thread::Builder::new().name("display".into());

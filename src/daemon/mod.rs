@@ -124,8 +124,8 @@ pub struct Preview {
 pub struct Threads(Vec<std::thread::JoinHandle<()>>);
 
 impl Threads {
-    /// One more to be waited for.
-    pub fn push(&mut self, thread: std::thread::JoinHandle<()>) {
+    /// Waits for one more.
+    pub fn add(&mut self, thread: std::thread::JoinHandle<()>) {
         self.0.push(thread);
     }
 

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use embedded_graphics::pixelcolor::Rgb888;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::button::Timing;
 use crate::error::{Error, Result};
 
 /// The table `[display]` of the configuration. Every key may be left out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Setup {
     /// Where the screen is: `framebuffer:/dev/fb0`, or `pictures:FOLDER` for numbered PNG files. None: there is none.
@@ -38,7 +38,7 @@ pub struct Setup {
     /// Buttons: `evdev:/dev/input/event3:KEY_SPACE`, `evdev:name=Big Red Button`, `gpio:/dev/gpiochip0:17`,
     /// `fifo:/run/pleinair/button` (see [`super::button::Source`]).
     pub buttons: Vec<String>,
-    /// Whether the live view shows visitors as a mirror does; not needed where the camera mirrors already.
+    /// Whether the live view shows visitors as a mirror does; a camera that mirrors by itself is not mirrored back.
     pub mirror: bool,
     /// With several styles: a short press goes to the next style and a long one takes the picture. Else any press takes it,
     /// and every visitor gets the next style.
@@ -76,7 +76,7 @@ impl Default for Setup {
 }
 
 /// Which colour is in the highest bits of a pixel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// Red, as nearly all framebuffers have it.

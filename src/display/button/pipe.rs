@@ -22,7 +22,7 @@ pub(super) struct Pipe {
 impl Pipe {
     /// Opens the pipe at `path` without waiting for a writer; of a file, only what is added from now on counts.
     pub(super) fn open(path: &Path) -> io::Result<Pipe> {
-        let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let mut file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
         let kind = file.metadata()?.file_type();
         if kind.is_file() {
             file.seek(SeekFrom::End(0))?;

@@ -147,7 +147,7 @@ impl Framebuffer {
             // cursor off, no screen saver, no powering down (console_codes(4))
             attempt(console, "\x1b[?25l\x1b[9;0]\x1b[14;0]", "hide the console's cursor");
         }
-        let size = if setup.rotation % 180 == 0 { (width, height) } else { (height, width) };
+        let size = if setup.rotation.is_multiple_of(180) { (width, height) } else { (height, width) };
         let (path, order) = (path.to_path_buf(), setup.order);
         Ok(Framebuffer { file, path, geometry, order, turn, size, written: Vec::new(), refreshed: None, console })
     }

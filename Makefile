@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo kiosk test crash soak test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx cameras references clean
+.PHONY: help demo kiosk test crash soak load test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx cameras references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -57,6 +57,9 @@ test-cuda: cxx ## the CUDA kernels' tests, on an emulated GPU
 test-cuda-program: cxx ## the whole program on an emulated GPU: parity, learning, recorded steps (twenty minutes)
 	PLEINAIR_TEST_DEVICE=cuda targets/cuda.sh test -p pleinair --lib --test networks --test painting --test learning \
 		--test gradients --test bundles --test gpu --no-fail-fast
+
+load: tools ## 100 clients while paintings are painted: how much slower are these, does a request hang?
+	$(CARGO) test --release --test load -- --ignored --nocapture
 
 # CRASHES kills at random moments while paintings and a lesson run
 CRASHES ?= 50

@@ -22,6 +22,7 @@ use crate::camera::{Frame, Source};
 use crate::canvas::Canvas;
 use crate::config::Config;
 use crate::painter::{Habits, Order, Painter, StyleChoice};
+use crate::sampler::Plan;
 use crate::style::{Recipe, Style};
 use crate::{Error, Result};
 use job::{Event, Id, Job, Kind, LearningWish, LossPoint, Origin, Painting, PaintingWish, State, StyleChange};
@@ -214,7 +215,7 @@ impl Daemon {
         if wish.request.seed.is_none() {
             wish.request.seed = Some(random_seed());
         }
-        self.order_of(&wish, content.clone())?; // whether it can be
+        self.check_order(&wish, content.clone())?;
         let id = Id::now();
         if let Some(frame) = content {
             let folder = self.store().files().job(id);
@@ -526,6 +527,12 @@ impl Daemon {
     fn fitting(&self, style: Style) -> Result<Style> {
         let text = self.0.painter.text_encoder();
         style.check_fits(&text.base()?, text.width()).map(|()| style)
+    }
+
+    /// Finds out whether a wish can be fulfilled, down to the timesteps its solver would visit.
+    fn check_order(&self, wish: &PaintingWish, content: Option<Frame>) -> Result<()> {
+        let (order, _) = self.order_of(wish, content)?;
+        Plan::new(self.0.painter.schedule(), order.sampler, order.steps, order.strength()?).map(drop)
     }
 
     /// The order a wish comes to, and what the person should hear about it.

@@ -99,7 +99,7 @@ impl Order {
     }
 
     /// Text to image always starts from nothing but noise.
-    pub(super) fn strength(&self) -> Result<f64> {
+    pub(crate) fn strength(&self) -> Result<f64> {
         if !self.control_scale.is_finite() {
             return Err(Error::Usage(format!("the control scale is {}; give a finite number", self.control_scale)));
         }

@@ -6,6 +6,7 @@ use axum::body::Bytes;
 use axum::extract::multipart::MultipartError;
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use serde_json::{Map, Value};
 
 /// The most parts of a form: no lesson has more pictures and contexts, and no wish more fields.
@@ -60,6 +61,19 @@ impl Form {
             }
         }
         Err(Problem::bad(format!("the form has more than {MOST_PARTS} parts")))
+    }
+
+    /// Reads a form that is in memory, without a server around it.
+    ///
+    /// # Errors
+    /// As [`Form::read`].
+    pub fn from_bytes(boundary: &str, body: &[u8]) -> Result<Form, Problem> {
+        let kind = format!("multipart/form-data; boundary={boundary}");
+        let request = Request::builder().header(CONTENT_TYPE, kind).body(Bytes::copy_from_slice(body).into());
+        let request = request.map_err(|why| Problem::bad(why.to_string()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = runtime.map_err(crate::Error::io(std::path::Path::new("a runtime")))?;
+        runtime.block_on(Form::read(request))
     }
 
     /// The files of a field.

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 cargo=${CARGO:-cargo}
 seconds=${FUZZ_SECONDS:-20}
 target_folder=${CARGO_TARGET_DIR:-target}
-[ $# -gt 0 ] || set -- safetensors checkpoint pickle manifest scheduler style mjpeg y4m
+[ $# -gt 0 ] || set -- safetensors checkpoint pickle manifest scheduler style mjpeg y4m multipart configuration
 
 "$cargo" build -q --manifest-path tests/fuzz/engine/Cargo.toml --locked --target-dir "$target_folder/fuzz-engine"
 engine=$(ls -t "$target_folder"/fuzz-engine/debug/build/libfuzzer-sys-*/out/libfuzzer.a | head -n 1)

@@ -26,11 +26,16 @@ pub fn model() -> PathBuf {
 impl Server {
     /// Starts it with `pleinair.toml` in `folder` and its data beside it.
     pub fn start(folder: &Path, config: &str) -> Server {
+        Server::start_with(folder, config, &model())
+    }
+
+    /// The same with another model.
+    pub fn start_with(folder: &Path, config: &str, model: &Path) -> Server {
         let file = folder.join("pleinair.toml");
         std::fs::write(&file, config).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_pleinair"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(&file);
-        command.arg("--data").arg(folder.join("data")).arg("--bundle").arg(model());
+        command.arg("--data").arg(folder.join("data")).arg("--bundle").arg(model);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let log = Arc::new(Mutex::new(VecDeque::new()));

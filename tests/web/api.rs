@@ -103,6 +103,7 @@ async fn orders_that_make_no_sense_are_refused() {
     for (wish, status, word) in [
         (json!({}), 422, "nothing to paint"),
         (json!({"prompt": "a", "steps": 0}), 422, "steps"),
+        (json!({"prompt": "a", "steps": 1000}), 422, "1000 steps"),
         (json!({"prompt": "a", "steps": "many"}), 422, "steps"),
         (json!({"prompt": "a", "colour": "red"}), 422, "colour"),
         (json!({"prompt": "a", "sampler": "magic"}), 422, "magic"),
@@ -128,6 +129,7 @@ async fn orders_that_make_no_sense_are_refused() {
         async move { house.form("/api/v1/paintings", &fields, &files).await }
     };
     with(vec![("prompt", "a")], vec![("frame", b"no picture".to_vec())]).await.refused(422, "picture");
+    with(vec![("prompt", "a"), ("steps", "1")], vec![("frame", png(9, 9))]).await.refused(422, "steps");
     with(vec![("prompt", "a")], vec![("frame", png(9, 9)[..40].to_vec())]).await.refused(422, "picture");
     with(vec![("prompt", "a"), ("camera", "true")], vec![("frame", png(9, 9))]).await.refused(400, "not both");
     with(vec![("prompt", "a")], vec![("frame", png(9, 9)), ("frame", png(9, 9))]).await.refused(400, "one frame");

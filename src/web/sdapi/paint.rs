@@ -106,7 +106,7 @@ async fn paint(site: Site, request: Request, from_image: bool) -> Result<Json<Pa
     }
     let send = order.send_images.unwrap_or(true);
     let (wish, content, notes) = site.ask(move |site| wish_of(site, &order, from_image)).await?;
-    let first = wish.request.seed.unwrap_or_else(|| rand_seed());
+    let first = wish.request.seed.unwrap_or_else(rand_seed);
     let mut done = vec![];
     for number in 0..count {
         let seed = first.wrapping_add(number as u64);

@@ -12,8 +12,10 @@ use pleinair::bundle::pickle::{Checkpoint, Value};
 use pleinair::bundle::weights::Weights;
 use pleinair::camera::mjpeg::Splitter;
 use pleinair::camera::{Frame, y4m};
+use pleinair::config::Config;
 use pleinair::sampler::{Plan, Sampler, Schedule, SchedulerConfig};
 use pleinair::style::Style;
+use pleinair::web::upload::Form;
 use std::io::{Cursor, Write};
 use std::path::Path;
 use zip::write::SimpleFileOptions;
@@ -49,13 +51,17 @@ pub enum Target {
     Mjpeg,
     /// A camera's stream of YUV4MPEG2.
     Y4m,
+    /// A form with files, its boundary in the first line.
+    Multipart,
+    /// `pleinair.toml`.
+    Configuration,
     /// No reader but a fault put here on purpose: a fuzzer that does not find it at once finds nothing elsewhere.
     Planted,
 }
 
 impl Target {
     /// All readers.
-    pub const READERS: [Target; 8] = [
+    pub const READERS: [Target; 10] = [
         Target::Safetensors,
         Target::Checkpoint,
         Target::Pickle,
@@ -64,6 +70,8 @@ impl Target {
         Target::Style,
         Target::Mjpeg,
         Target::Y4m,
+        Target::Multipart,
+        Target::Configuration,
     ];
 
     /// Its name on the command line and of its folder in `corpus/`.
@@ -77,6 +85,8 @@ impl Target {
             Target::Style => "style",
             Target::Mjpeg => "mjpeg",
             Target::Y4m => "y4m",
+            Target::Multipart => "multipart",
+            Target::Configuration => "configuration",
             Target::Planted => "planted",
         }
     }
@@ -100,6 +110,8 @@ impl Target {
             Target::Style => style(data),
             Target::Mjpeg => mjpeg(data),
             Target::Y4m => film(data),
+            Target::Multipart => drop(form(data)),
+            Target::Configuration => drop(std::str::from_utf8(data).map(Config::parse)),
             Target::Planted => planted(data),
         }
     }
@@ -228,6 +240,15 @@ fn film(data: &[u8]) {
     }
 }
 
+/// What is made of it came from the bytes: nothing is longer than they are together.
+fn form(data: &[u8]) -> Option<Form> {
+    let (boundary, body) = data.split_at(data.iter().position(|&byte| byte == b'\n')?);
+    let form = Form::from_bytes(std::str::from_utf8(boundary).ok()?, &body[1..]).ok()?;
+    assert!(form.files.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() <= body.len());
+    assert!(form.fields.len() <= 64 * body.len());
+    Some(form)
+}
+
 /// An overflow behind four bytes that nobody guesses: to be found, comparisons, coverage and overflow checks must work.
 fn planted(data: &[u8]) {
     if let Some((magic, rest)) = data.split_first_chunk()
@@ -283,6 +304,8 @@ mod tests {
                 good >= 2
             }
             Target::Y4m => y4m::Reader::new(data).is_ok_and(|mut reader| matches!(reader.next_planes(), Ok(Some(_)))),
+            Target::Multipart => form(data).is_some(),
+            Target::Configuration => Config::parse(std::str::from_utf8(data).unwrap()).is_ok(),
             Target::Planted => false,
         };
         for target in Target::READERS {

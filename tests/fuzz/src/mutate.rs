@@ -106,6 +106,46 @@ const Y4M_PIECES: &[&[u8]] = &[
     b" F0:0",
     b" XCOLORRANGE=FULL",
 ];
+/// Pieces of forms whose boundary is `b`, and names that mean something.
+const FORM_PIECES: &[&[u8]] = &[
+    b"--b\r\n",
+    b"--b--\r\n",
+    b"\r\n--b\r\n",
+    b"\r\n\r\n",
+    b"\r\n",
+    b"\n",
+    b"Content-Disposition: form-data; name=\"wish\"\r\n\r\n",
+    b"Content-Disposition: form-data; name=styles\r\n\r\n",
+    b"Content-Disposition: form-data; name=\"frame\"; filename=\"../a\"\r\n\r\n",
+    b"Content-Type: text/plain; charset=x\r\n",
+    b"Content-Transfer-Encoding: base64\r\n",
+    b"{\"styles\":7,\"mix\":[]}",
+    b"[[[[",
+    b"1e999",
+    b"\xFF",
+    b"\0",
+];
+/// Pieces of configurations.
+const TOML_PIECES: &[&[u8]] = &[
+    b"\n[camera]\nsource = \"",
+    b"\n[painting.wish]\n",
+    b"\n[display]\n",
+    b"\n[security]\nhosts = [",
+    b"command:",
+    b"http://u:p@h/",
+    b"folder:",
+    b"v4l2:",
+    b"\"\n",
+    b" = ",
+    b"nan",
+    b"-1",
+    b"18446744073709551616",
+    b"1e400",
+    b"[[",
+    b"]]",
+    b"\"\"\"",
+    b"#",
+];
 /// Copies of one item that are added at once; more than the bits of a word.
 const MOST_COPIES: u32 = 70;
 
@@ -125,6 +165,8 @@ pub fn mutated(
         Target::Pickle => Some(other_program(data, &mut rng)),
         Target::Mjpeg => Some(other_segments(data, JPEG_PIECES, &mut rng)),
         Target::Y4m => Some(other_segments(data, Y4M_PIECES, &mut rng)),
+        Target::Multipart => Some(other_segments(data, FORM_PIECES, &mut rng)),
+        Target::Configuration => Some(other_segments(data, TOML_PIECES, &mut rng)),
         Target::Checkpoint | Target::Planted => None,
     };
     mutant.filter(|mutant| mutant.len() <= longest).unwrap_or_else(|| blindly(data, longest))

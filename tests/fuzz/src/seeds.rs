@@ -35,8 +35,23 @@ pub fn of(target: Target) -> Vec<Input> {
         Target::Style => styles(),
         Target::Mjpeg => jpegs(),
         Target::Y4m => films(),
+        Target::Multipart => forms(),
+        Target::Configuration => files(&repository().join("targets/service"), &["toml"]),
         Target::Planted => vec![("seed".into(), vec![0; 16])],
     }
+}
+
+/// Forms as browsers and curl send them.
+fn forms() -> Vec<Input> {
+    let part = |head: &str, body: &str| format!("--b\r\nContent-Disposition: form-data; name={head}\r\n\r\n{body}\r\n");
+    let form = |parts: &[String]| format!("b\n{}--b--\r\n", parts.concat()).into_bytes();
+    let frame = part("\"frame\"; filename=\"a.png\"\r\nContent-Type: image/png", "\u{1}\u{2}\u{3}");
+    vec![
+        ("fields".into(), form(&[part("\"prompt\"", "a house"), part("steps", "7"), part("\"styles\"", "ink")])),
+        ("wish".into(), form(&[part("\"wish\"", "{\"prompt\":\"a\",\"styles\":[\"ink\"]}"), frame.clone()])),
+        ("files".into(), form(&[frame, part("\"context\"", "a {}"), part("\"image\"; filename*=UTF-8''a", "x")])),
+        ("empty".into(), form(&[])),
+    ]
 }
 
 /// The inputs kept for a target, if there are any.

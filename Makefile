@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo kiosk test crash soak load test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx cameras references clean
+.PHONY: help demo kiosk test crash soak load test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx cameras test-browser screenshots browser-tools references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -156,6 +156,28 @@ cameras: tools # ffmpeg, the cameras of the tests
 	@command -v ffmpeg >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && apt-get install -qy --no-install-recommends ffmpeg; \
 		else echo "ffmpeg is missing; install it with your system's packages" >&2; exit 1; fi
+
+# the program as it was last built, optimised or not; small random networks, whose screenshots the references are of
+BUILT = $(shell test -x $(PLEINAIR) && echo release || echo debug)
+test-browser: browser-tools ## the pages in a real browser: whole rounds at the kiosk, studio, gallery, admin (four minutes)
+	$(CARGO) build $(if $(filter release,$(BUILT)),--release) -p pleinair --bin pleinair
+	@mkdir -p $(OUT)
+	PLEINAIR=$(TARGET)/$(BUILT)/pleinair MODEL=tests/fixtures/tiny-sd15 OUT=$(OUT) \
+		node --test --test-concurrency=1 tests/browser/
+
+screenshots: build browser-tools ## the README's screenshots, docs/*.jpg, from the sample photographs
+	PLEINAIR=$(PLEINAIR) MODEL=models/atelier OUT=$(OUT) node tests/browser/screenshots.js
+
+# CHROMIUM names another browser than the system's
+browser-tools: tools # Chromium, Node and what drives it
+	@missing=; for tool in chromium node npm; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	missing=$$(echo "$$missing" | sed 's/ node/ nodejs/'); \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && apt-get install -qy --no-install-recommends $$missing fonts-inter fonts-ebgaramond; \
+	else echo "Missing for the tests in a browser:$$missing; install them" >&2; exit 1; fi
+	@cd tests/browser && { cmp -s package-lock.json node_modules/.pleinair || { npm ci --no-audit --no-fund && \
+		cp package-lock.json node_modules/.pleinair; }; }
 
 references: ## make the parity fixtures again (Python with tests/reference/requirements.txt)
 	tests/reference/make_all.sh

@@ -147,6 +147,7 @@ fn api() -> OpenApiRouter<Site> {
     let open = OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(status::alive))
         .routes(routes!(status::ready))
+        .routes(routes!(pages::strings))
         .routes(routes!(share::page))
         .routes(routes!(share::picture))
         .routes(routes!(share::pair));

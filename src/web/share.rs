@@ -70,7 +70,7 @@ pub(super) async fn page(
     };
     Ok(match painting {
         Some(painting) => pages::shared(&site, &painting, key.k.as_deref().unwrap_or_default()),
-        None => pages::gone(),
+        None => pages::gone(&site),
     })
 }
 

@@ -69,7 +69,7 @@ mod tests {
     fn the_last_lines_are_kept() {
         let journal = Journal::default();
         for number in 0..LINES + 3 {
-            write!(journal.make_writer(), "line {number}\n").unwrap();
+            writeln!(journal.make_writer(), "line {number}").unwrap();
         }
         write!(journal.make_writer(), "{}", "x".repeat(LONGEST + 1)).unwrap();
         let lines = journal.lines();

@@ -96,7 +96,7 @@ describe("admin", () => {
       const page = await visit(chromium, daemon, path);
       await page.getByText(health).waitFor();
       await page.waitForFunction(() => document.getElementById("live").naturalWidth > 0);
-      await page.locator("#log").getByText("over").waitFor();
+      await page.locator("#log").getByText("kind=Painting").waitFor();
       await page.locator("#machine dd").first().waitFor();
       await accessible(page, path);
       await fits(page, path);

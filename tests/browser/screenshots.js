@@ -102,7 +102,7 @@ async function keep(page, name, pngs, width) {
     context.fillRect(0, 0, canvas.width, height);
     context.imageSmoothingQuality = "high";
     decoded.forEach((picture, i) => context.drawImage(picture, i * (width + gap), 0, width, height));
-    return canvas.toDataURL("image/jpeg", 0.82).split(",")[1];
+    return canvas.toDataURL("image/jpeg", 0.78).split(",")[1];
   }, [pngs.map((png) => png.toString("base64")), width]);
   await writeFile(join(DOCS, `${name}.jpg`), Buffer.from(jpeg, "base64"));
 }

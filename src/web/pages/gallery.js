@@ -66,9 +66,11 @@ class Gallery {
 
   frame(painting) {
     const image = make("img", { src: api.paintingFile(painting.id, "thumbnail.jpg"), alt: spoken(painting), loading: "lazy", width: painting.width, height: painting.height });
+    const mat = make("span", { class: "mat" }, image);
+    shape(mat, painting.width, painting.height);
     const caption = painting.styles.join(", ") || painting.prompt;
     return make("li", { "data-painting": painting.id },
-      make("button", { type: "button", class: "framed", onclick: () => this.open(painting.id) }, make("span", { class: "mat" }, image), make("span", { class: "caption" }, caption)));
+      make("button", { type: "button", class: "framed", onclick: () => this.open(painting.id) }, mat, make("span", { class: "caption" }, caption)));
   }
 
   open(id) {

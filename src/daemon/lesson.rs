@@ -123,7 +123,9 @@ fn preview(daemon: &Daemon, claim: &Claim, step: usize, style: &Style, context: 
 
 /// A small order with a style.
 pub(super) fn sample(daemon: &Daemon, request: Request, style: &Style) -> Result<Order> {
-    let request = Request { steps: Some(PREVIEW_STEPS), seed: Some(0), ..request };
+    // a small model cannot bear the guidance that a large one needs; whoever configured the one knows
+    let guidance = daemon.config().painting.wish.guidance;
+    let request = Request { steps: Some(PREVIEW_STEPS), seed: Some(0), guidance, ..request };
     let (order, _) =
         request.order(&daemon.0.painter, vec![StyleChoice::Learned(style.clone())], None, daemon.0.habits)?;
     Ok(order)

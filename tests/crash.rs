@@ -67,7 +67,9 @@ fn nothing_announced_is_lost() {
         }
         std::thread::sleep(moment);
         server.kill();
-        painter.map(|painter| painter.join().unwrap());
+        if let Some(painter) = painter {
+            painter.join().unwrap();
+        }
         if let Some(first) = listener.join().unwrap() {
             // the checkpoint of step 25k is on the disk before step 25k + 1 is announced
             let least = before.saturating_sub(1) / CHECKPOINT_EVERY * CHECKPOINT_EVERY + 1;

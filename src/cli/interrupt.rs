@@ -1,4 +1,4 @@
-//! Ctrl-C: the first asks for an orderly end, the second is obeyed at once.
+//! Ctrl-C, or a plain `kill`: the first asks for an orderly end, the second is obeyed at once.
 
 use pleinair::{Error, Result};
 use std::io::Write;
@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether the person has asked for an end with Ctrl-C. A plain `kill` ends the program at once, as a power cut would:
-/// what must survive is in the checkpoint.
+/// Whether an end was asked for, with Ctrl-C or a plain `kill`. What must survive more than that (`kill -9`, a power cut) is in
+/// the checkpoint.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Interrupt(Arc<AtomicBool>);
 

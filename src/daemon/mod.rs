@@ -459,6 +459,6 @@ impl Daemon {
 }
 
 /// A seed for a wish without one; what is random about an id will do.
-fn random_seed() -> u64 {
+pub fn random_seed() -> u64 {
     uuid::Uuid::now_v7().as_u64_pair().1 & u64::from(u32::MAX)
 }

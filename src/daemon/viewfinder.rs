@@ -106,6 +106,13 @@ impl Viewfinder {
         self.latest().map(drop)
     }
 
+    /// What was last told of the camera, for who listens only from now on; nothing before the first frame or fault.
+    pub fn announced(&self) -> Option<Event> {
+        let now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let up = now.fault.is_none();
+        (now.shot.is_some() || !up).then(|| Event::Camera { up, message: now.fault.clone() })
+    }
+
     pub(super) fn show(&self, frame: Frame, events: &Events) {
         let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
         let number = now.shot.as_ref().map_or(0, |shot| shot.number) + 1;

@@ -97,8 +97,8 @@ fn settle(daemon: &Daemon, claim: &Claim, outcome: Result<()>) -> Result<()> {
         // a disk may have room again; a lesson's checkpoint is not thrown away for it
         Err(fault @ Error::Io { .. }) if claim.attempts < daemon.config().queue.attempts => return Err(fault),
         Err(fault) => {
-            let error = fault.to_string();
-            tracing::warn!(%id, ?kind, %error, "failed");
+            tracing::warn!(%id, ?kind, %fault, "failed");
+            let error = told(&fault, kind);
             if store.end(id, State::Failed, Some(&error))? {
                 daemon.0.metrics.failed(kind);
                 daemon.events().tell(Event::Failed { id, kind, error });
@@ -107,6 +107,18 @@ fn settle(daemon: &Daemon, claim: &Claim, outcome: Result<()>) -> Result<()> {
     }
     store.files().forget_job(id);
     Ok(())
+}
+
+/// Why a job failed, for clients: the log has the paths, and remedies for the command line are none here.
+fn told(fault: &Error, kind: Kind) -> String {
+    match fault {
+        Error::Io { source, .. } => format!("the disk refused: {}; the log has more", source.kind()),
+        Error::File { what, .. } => format!("a file of the job {what}"),
+        Error::NotFinite { what, .. } if kind == Kind::Learning => {
+            format!("{what} is not a finite number; learn it again with a lower learning rate")
+        }
+        other => other.to_string(),
+    }
 }
 
 /// Deletes what the configuration does not want kept.

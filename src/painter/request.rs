@@ -79,7 +79,7 @@ impl Request {
             Some(prompt) if self.styles.is_empty() => Template::parse(prompt),
             Some(prompt) => Ok(Template::parse(prompt)?.with_style_place()),
             None if self.styles.is_empty() => {
-                Err(Error::Usage("there is nothing to paint: give --style, --prompt or both".into()))
+                Err(Error::Usage("there is nothing to paint: give a style, a prompt or both".into()))
             }
             None => Ok(Template::style_only()),
         }

@@ -3,7 +3,6 @@
 use super::Site;
 use super::answer::{Fault, Problem};
 use crate::camera::Frame;
-use crate::daemon::Daemon;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -50,10 +49,13 @@ impl LiveView {
         Ok(watching)
     }
 
-    /// Whether to go on; if nobody watches, whoever comes next starts anew.
-    fn goes_on(&self, daemon: &Daemon) -> bool {
+    /// Whether to go on; if nobody watches, whoever comes next starts anew, and does not see the last visitor's face.
+    fn goes_on(&self, stopping: bool) -> bool {
         let mut encoding = self.encoding.lock().unwrap_or_else(PoisonError::into_inner);
-        *encoding = self.newest.receiver_count() > 0 && !daemon.stopping();
+        *encoding = self.newest.receiver_count() > 0 && !stopping;
+        if !*encoding {
+            self.newest.send_replace(Bytes::new());
+        }
         *encoding
     }
 }
@@ -61,7 +63,7 @@ impl LiveView {
 fn encode(site: &Site) {
     let (live, daemon) = (site.live(), site.daemon());
     let mut number = 0;
-    while live.goes_on(daemon) {
+    while live.goes_on(daemon.stopping()) {
         let Some(shot) = daemon.viewfinder().next(number, PATIENCE) else { continue };
         let began = Instant::now();
         number = shot.number;
@@ -184,6 +186,18 @@ mod tests {
             let picture = image::load_from_memory(&jpeg(&frame).unwrap()).unwrap();
             assert_eq!((picture.width(), picture.height()), shown);
         }
+    }
+
+    #[test]
+    fn the_last_frame_is_forgotten_when_nobody_watches() {
+        let live = LiveView::new();
+        let watching = live.newest.subscribe();
+        live.newest.send_replace(Bytes::from_static(b"a face"));
+        assert!(live.goes_on(false));
+        assert_eq!(*live.newest.subscribe().borrow(), "a face");
+        drop(watching);
+        assert!(!live.goes_on(false));
+        assert!(live.newest.subscribe().borrow().is_empty());
     }
 
     #[test]

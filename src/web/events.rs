@@ -19,7 +19,7 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// After so long a browser connects again, in milliseconds.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Everything that happens from now on, one event after the other; `lagged` to a client that was too slow and missed some.
+/// How the camera is, where the machine has one, then everything that happens from now on, one event after the other; `lagged` to a client that was too slow and missed some.
 #[utoipa::path(
     get, path = "/api/v1/events", tag = "events",
     responses((status = 200, content_type = "text/event-stream", body = News))
@@ -33,6 +33,13 @@ pub(super) async fn stream(State(site): State<Site>, Extension(Caller(role)): Ex
         let hello = Event::default().comment("listening").retry(RETRY);
         if sender.send(Ok(hello)).await.is_err() {
             return;
+        }
+        // a page that opened while the camera went would never hear of it; told twice does no harm
+        if let Some(camera) = site.daemon().viewfinder().announced().filter(|camera| concerns(role, camera)) {
+            let data = serde_json::to_string(&camera).expect("events are plain JSON");
+            if sender.send(Ok(Event::default().event(camera.name()).data(data))).await.is_err() {
+                return;
+            }
         }
         loop {
             let event = tokio::select! {

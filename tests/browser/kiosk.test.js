@@ -18,6 +18,14 @@ let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
+/** Notes in the page's `seen` which of these parts are shown from now on: a small model paints faster than a test looks. */
+const watched = (page, ...parts) =>
+  page.evaluate((parts) => {
+    window.seen = new Set();
+    const look = () => parts.filter((part) => document.querySelector(part).checkVisibility()).forEach((part) => window.seen.add(part));
+    new MutationObserver(look).observe(document.body, { subtree: true, attributes: true, childList: true });
+  }, parts);
+
 const teach = async (daemon) => {
   await daemon.learned("Aurora", await readFile(join(SAMPLES, "style/gcd_board3.jpg")));
   await daemon.learned("Nocturne", await readFile(join(SAMPLES, "style/gc_6.jpg")));
@@ -43,11 +51,11 @@ describe("with the browser's camera", () => {
     await fits(page, "start");
     await screen(page, "kiosk-start-portrait");
 
+    await watched(page, "#progress", "#photograph");
     await page.getByRole("button", { name: "Take the picture" }).tap();
     await page.locator("#count").getByText("2").waitFor();
-    await page.locator("#progress").waitFor(visible);
-    await page.locator("#photograph").waitFor(visible);
     await page.getByRole("button", { name: "Once more" }).waitFor(visible);
+    assert.deepEqual(await page.evaluate(() => [...window.seen].sort()), ["#photograph", "#progress"], "shown while it was painted");
     assert.equal(await page.locator("#label .label-title").textContent(), "In the style “Nocturne”");
     await page.waitForFunction(() => document.getElementById("qr").naturalWidth > 100);
     await accessible(page, "result");

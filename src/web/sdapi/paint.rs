@@ -6,6 +6,7 @@ use super::super::upload::picture as decoded;
 use super::{base64_of, check_model, prompt, samplers, title};
 use crate::camera::Frame;
 use crate::daemon::job::{Event, Id, Origin, Painting, PaintingWish, State as JobState};
+use crate::daemon::random_seed;
 use crate::daemon::store::PaintingFile;
 use crate::painter::{Request as Wish, Size};
 use axum::extract::{FromRequest, Request, State};
@@ -106,7 +107,7 @@ async fn paint(site: Site, request: Request, from_image: bool) -> Result<Json<Pa
     }
     let send = order.send_images.unwrap_or(true);
     let (wish, content, notes) = site.ask(move |site| wish_of(site, &order, from_image)).await?;
-    let first = wish.request.seed.unwrap_or_else(rand_seed);
+    let first = wish.request.seed.unwrap_or_else(random_seed);
     let mut done = vec![];
     for number in 0..count {
         let seed = first.wrapping_add(number as u64);
@@ -122,13 +123,6 @@ async fn paint(site: Site, request: Request, from_image: bool) -> Result<Json<Pa
     }
     let images = if send { done.iter().map(|(_, png)| BASE64_STANDARD.encode(png)).collect() } else { vec![] };
     Ok(Json(Painted { images, parameters: asked, info: info(&site, &wish, &done, &notes).to_string() }))
-}
-
-fn rand_seed() -> u64 {
-    let mut bytes = [0; 4];
-    // without random numbers the same seed each time is no harm
-    let _ = getrandom::fill(&mut bytes);
-    u32::from_le_bytes(bytes).into()
 }
 
 fn wish_of(

@@ -106,6 +106,13 @@ fn a_painting_is_announced_step_by_step_and_kept_whole() {
     let ticket = booth.daemon.order_painting(wish(5), Some(photo())).unwrap();
     assert_eq!(ticket.position, 0);
     booth.finished(ticket.id);
+    // the row says so first; the announcement and tidying follow
+    let left = booth.folder.path().join("data/jobs").join(ticket.id.to_string());
+    let end = Instant::now() + PATIENCE;
+    while left.exists() {
+        assert!(Instant::now() < end, "the job's folder is left");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 
     let mut told = vec![];
     while let Ok(numbered) = events.try_recv() {
@@ -129,7 +136,6 @@ fn a_painting_is_announced_step_by_step_and_kept_whole() {
     use sha2::Digest;
     let sum: String = sha2::Sha256::digest(&png).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(sum, painting.sha256);
-    assert!(!booth.folder.path().join("data/jobs").join(ticket.id.to_string()).exists(), "the job's folder is left");
 
     assert!(booth.daemon.delete_painting(ticket.id).unwrap());
     assert!(!booth.daemon.delete_painting(ticket.id).unwrap());

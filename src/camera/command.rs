@@ -233,6 +233,7 @@ mod tests {
     }
 
     /// Whether a process still runs, a dead one not yet reaped left out.
+    #[cfg(target_os = "linux")]
     fn runs(pid: i32) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         !stat.is_empty() && !stat.contains(") Z ")

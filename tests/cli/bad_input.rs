@@ -184,7 +184,7 @@ fn options_and_words_that_do_not_exist() {
         let base: Vec<&str> = [&paint[..1]].into_iter().chain(usual).flatten().copied().collect();
         studio.refuses(&with(&base, more), 2, words);
     }
-    studio.refuses(&["paint", "--out", "a.png"], 2, &["--style, --prompt or both"]);
+    studio.refuses(&["paint", "--out", "a.png"], 2, &["give a style, a prompt or both"]);
     studio.refuses(&["paint", "--prompt", "a boat"], 2, &["--out"]);
     studio.refuses(&["varnish"], 2, &["varnish"]);
     studio.refuses(&[], 2, &["Usage"]);

@@ -49,6 +49,8 @@ pub struct Config {
 pub struct Camera {
     /// `browser`, `v4l2:/dev/video0`, `avfoundation:0`, `command:PROGRAM ARGUMENTS`, `http://…` or `folder:PATH`.
     pub source: Source,
+    /// More cameras, written alike: the admin page offers them besides `source` and what is plugged in.
+    pub others: Vec<Source>,
     /// How frames are turned and cut.
     pub frames: CameraSetup,
 }
@@ -184,7 +186,7 @@ impl Default for Config {
 
 impl Default for Camera {
     fn default() -> Self {
-        Camera { source: Source::Browser, frames: CameraSetup::default() }
+        Camera { source: Source::Browser, others: vec![], frames: CameraSetup::default() }
     }
 }
 

@@ -433,3 +433,51 @@ fn a_disk_that_refuses_is_tried_again_and_then_the_painting_has_failed() {
     std::fs::create_dir(&folder).unwrap();
     booth.finished(late.id);
 }
+
+#[test]
+fn another_camera_is_chosen_and_stays_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    let stills = |name: &str, side: usize| {
+        let place = folder.path().join(name);
+        std::fs::create_dir(&place).unwrap();
+        let frame = Frame::new(side, side, vec![9; side * side * 3]).unwrap();
+        pleinair::canvas::Canvas::from(frame).save(place.join("a.png"), &Default::default()).unwrap();
+        format!("folder:{}", place.display())
+    };
+    let (here, there) = (stills("here", 16), stills("there", 24));
+    let mut config = config(folder.path());
+    config.camera.source = here.parse().unwrap();
+    config.camera.others = vec![there.parse().unwrap()];
+    let sees = |booth: &Booth, side: usize| {
+        let end = Instant::now() + PATIENCE;
+        while booth.daemon.take().map(|frame| frame.width()).ok() != Some(side) {
+            assert!(Instant::now() < end, "no picture of {side} pixels comes");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let chosen = |booth: &Booth| booth.daemon.cameras().into_iter().find(|camera| camera.chosen).unwrap().id;
+    let booth = Booth::with(folder, config.clone());
+    sees(&booth, 16);
+    assert!(matches!(booth.daemon.choose_camera("folder:/etc"), Err(Refused::Missing("camera"))));
+    let mut events = booth.daemon.events().listen();
+    booth.daemon.choose_camera(&there).unwrap();
+    // from here on nothing is shown of what the other camera sees
+    assert_ne!(booth.daemon.take().map(|frame| frame.width()).ok(), Some(16));
+    sees(&booth, 24);
+    assert!(std::iter::from_fn(|| events.try_recv().ok()).any(|numbered| numbered.event == Event::Settings {}));
+    assert_eq!(chosen(&booth), there);
+
+    let folder = booth.close();
+    let booth = Booth::with(folder, config.clone());
+    assert_eq!(chosen(&booth), there);
+    sees(&booth, 24);
+    booth.daemon.choose_camera("browser").unwrap();
+    assert!(!booth.daemon.has_camera() && booth.daemon.take().is_err());
+
+    // a configuration that names another camera has the last word
+    let folder = booth.close();
+    (config.camera.source, config.camera.others) = (there.parse().unwrap(), vec![]);
+    let booth = Booth::with(folder, config);
+    assert_eq!(chosen(&booth), there);
+    booth.close();
+}

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 const CONFIG: &str =
     "[retention]\npaintings = 50\n[learning]\npreview_every = 20\n[security]\nrequests_per_minute = 100000\n";
-/// A painting every so often has a lesson between.
-const LESSON_EVERY: usize = 200;
+/// A painting every so often has a lesson between. Often: the allocator's shelves are as large as the most that was ever
+/// on them at once, and only what paintings and lessons need together shows that early.
+const LESSON_EVERY: usize = 20;
 
 /// Resident memory of a process, in bytes.
 fn resident(pid: u32) -> f64 {

@@ -25,6 +25,16 @@ pub(super) fn open(source: &Source, name: &str, setup: &Setup, stop: Arc<AtomicB
     Ok(Stream::start(source.to_string(), setup.patience(), stop, (), read)?.slow_to_start())
 }
 
+/// Nothing where the person has not allowed the program to use cameras.
+pub(super) fn devices() -> Vec<super::Plugged> {
+    let found = nokhwa::query(nokhwa::utils::ApiBackend::AVFoundation).unwrap_or_default();
+    let described = |info: nokhwa::utils::CameraInfo| super::Plugged {
+        source: Source::AvFoundation(info.index().as_string()),
+        name: info.human_name(),
+    };
+    found.into_iter().map(described).collect()
+}
+
 fn read(index: CameraIndex, wanted: CameraFormat, newest: &Newest) -> Result<(), NokhwaError> {
     // asks the person once whether the program may use cameras
     nokhwa::nokhwa_initialize(|_| {});

@@ -72,6 +72,25 @@ pub fn open(source: &Source, setup: &Setup, stop: Arc<AtomicBool>) -> Result<Box
     Ok(Box::new(Paced { camera, setup: setup.clone(), last: None, stop }))
 }
 
+/// A camera that the system has, plugged in or built in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plugged {
+    /// How it is opened.
+    pub source: Source,
+    /// What it calls itself.
+    pub name: String,
+}
+
+/// The cameras that the system has now, in the order of their numbers; one that cannot be asked is left out.
+pub fn devices() -> Vec<Plugged> {
+    #[cfg(target_os = "linux")]
+    return v4l2::devices();
+    #[cfg(target_os = "macos")]
+    return avfoundation::devices();
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+    return vec![];
+}
+
 /// What all cameras share: the set-up and the pace.
 struct Paced {
     camera: Box<dyn Camera>,

@@ -42,6 +42,23 @@ pub(super) fn open(source: &Source, path: &Path, setup: &Setup, stop: Arc<Atomic
     Ok(Stream::start(camera, setup.patience(), stop, (), read)?.slow_to_start().exclusive())
 }
 
+/// The devices that give pictures; of a camera's several, usually the first.
+pub(super) fn devices() -> Vec<super::Plugged> {
+    let Ok(list) = linuxvideo::list() else { return vec![] };
+    let described = |device: io::Result<Device>| -> io::Result<Option<super::Plugged>> {
+        let device = device?;
+        let capabilities = device.capabilities()?;
+        let gives =
+            capabilities.device_capabilities().contains(CapabilityFlags::VIDEO_CAPTURE | CapabilityFlags::STREAMING);
+        let source = Source::V4l2 { device: device.path()? };
+        Ok(gives.then(|| super::Plugged { source, name: capabilities.card().to_owned() }))
+    };
+    let mut found: Vec<_> = list.filter_map(|device| described(device).ok().flatten()).collect();
+    // video10 comes after video9
+    found.sort_by_key(|device| (device.source.to_string().len(), device.source.to_string()));
+    found
+}
+
 fn start(path: &Path, setup: &Setup) -> Result<(ReadStream, Layout), String> {
     let fault = |error: io::Error| fault(&error);
     let device = Device::open(path).map_err(fault)?;

@@ -365,6 +365,8 @@ pub enum Event {
         /// What is wrong, if anything is.
         message: Option<String>,
     },
+    /// What pages ask for once, when they open, has changed.
+    Settings {},
     /// Somebody pressed the shutter, here or from afar.
     Shutter {},
 }
@@ -383,6 +385,7 @@ impl Event {
             Event::Deleted { .. } => "deleted",
             Event::Styles {} => "styles",
             Event::Camera { .. } => "camera",
+            Event::Settings {} => "settings",
             Event::Shutter {} => "shutter",
         }
     }

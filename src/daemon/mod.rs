@@ -4,6 +4,7 @@
 //! that all share. What must outlive a power cut is in the [`store`].
 
 pub mod booth;
+mod cameras;
 mod events;
 pub mod job;
 mod lesson;
@@ -15,11 +16,12 @@ pub mod store;
 mod viewfinder;
 mod worker;
 
+pub use cameras::CameraChoice;
 pub use events::{Events, Numbered};
 pub use status::{Health, Status};
 pub use viewfinder::{Shot, Viewfinder};
 
-use crate::camera::{Frame, Source};
+use crate::camera::Frame;
 use crate::canvas::Canvas;
 use crate::config::Config;
 use crate::painter::{Habits, Order, Painter};
@@ -71,9 +73,10 @@ struct Inner {
     shipped: Vec<(String, Style)>,
     events: Events,
     viewfinder: Viewfinder,
+    looking: Mutex<cameras::Looking>,
     metrics: Metrics,
     started: Instant,
-    stop: Arc<AtomicBool>,
+    stop: AtomicBool,
     /// What the painter is at.
     desk: Mutex<Desk>,
     /// Wakes the painter when there is work, or an end.
@@ -153,6 +156,7 @@ impl Daemon {
         store.recover(config.queue.attempts)?;
         let shipped = styles::shipped(painter.bundle().folder())?;
         store.set_shipped(&shipped)?;
+        let looking = cameras::Looking::begin(&config.camera, &store)?.into();
         let daemon = Daemon(Arc::new(Inner {
             config,
             store,
@@ -161,9 +165,10 @@ impl Daemon {
             shipped,
             events: Events::new(),
             viewfinder: Viewfinder::default(),
+            looking,
             metrics: Metrics::new(),
             started: Instant::now(),
-            stop: Arc::default(),
+            stop: AtomicBool::new(false),
             desk: Mutex::default(),
             work: Condvar::new(),
         }));
@@ -194,6 +199,7 @@ impl Daemon {
     /// Asks everything to end: the current step, then what is running goes back to the queue.
     pub fn stop(&self) {
         self.0.stop.store(true, Ordering::SeqCst);
+        self.looking().stop.store(true, Ordering::SeqCst);
         self.0.viewfinder.close();
         self.wake();
     }
@@ -413,11 +419,6 @@ impl Daemon {
         }
         request.template()?; // before styles are looked for
         request.order(&self.0.painter, self.choices(wish)?, content, self.0.habits)
-    }
-
-    /// Whether frames come from a camera of the machine's own.
-    pub fn has_camera(&self) -> bool {
-        self.0.config.camera.source != Source::Browser
     }
 
     fn store(&self) -> &Store {

@@ -113,7 +113,7 @@ impl Daemon {
             bundle: bundle.name(),
             device: bundle.target().name().into(),
             isa: bundle.target().isa().to_string(),
-            camera: config.camera.source.to_string(),
+            camera: self.camera().0,
             camera_fault: if self.has_camera() { self.viewfinder().state().err() } else { None },
             paintings_waiting: now.paintings,
             paintings_bound: config.queue.paintings,

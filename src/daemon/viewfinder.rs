@@ -2,10 +2,11 @@
 
 use super::job::Event;
 use super::{Daemon, Events};
-use crate::camera::{self, Backoff, Frame};
+use crate::camera::{self, Backoff, Frame, Source};
 use crate::{Error, Result};
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,32 +21,40 @@ pub(super) fn start(daemon: Daemon) -> Result<JoinHandle<()>> {
 
 /// One camera after the other, until the end.
 fn run(daemon: &Daemon) {
-    if !daemon.has_camera() {
-        return;
-    }
-    let (config, viewfinder, events) = (&daemon.config().camera, daemon.viewfinder(), daemon.events());
-    let mut backoff = Backoff::new();
     while !daemon.stopping() {
-        let lost = camera::open(&config.source, &config.frames, daemon.0.stop.clone()).and_then(
-            |mut camera| -> Result<Infallible> {
-                loop {
-                    viewfinder.show(camera.next_frame()?, events);
-                    backoff.good();
-                }
-            },
-        );
+        let (source, stop) = daemon.camera_now();
+        look_through(daemon, &source, &stop);
+    }
+}
+
+/// One camera, until another is chosen or the daemon ends; a lost one is tried again.
+fn look_through(daemon: &Daemon, source: &Source, stop: &Arc<AtomicBool>) {
+    let (frames, viewfinder, events) = (&daemon.config().camera.frames, daemon.viewfinder(), daemon.events());
+    let mut backoff = Backoff::new();
+    while !stop.load(Ordering::SeqCst) {
+        if *source == Source::Browser {
+            std::thread::sleep(GLANCE); // pages send their frames themselves
+            continue;
+        }
+        let lost = camera::open(source, frames, stop.clone()).and_then(|mut camera| -> Result<Infallible> {
+            loop {
+                let frame = camera.next_frame()?;
+                viewfinder.show(frame, events, stop);
+                backoff.good();
+            }
+        });
         match lost {
             Err(Error::Interrupted) => break,
-            Err(fault) => viewfinder.lose(fault.to_string(), events),
+            Err(fault) => viewfinder.lose(fault.to_string(), events, stop),
         }
         backoff.lost(Instant::now());
-        while !daemon.stopping() && !backoff.remaining(Instant::now()).is_zero() {
+        while !stop.load(Ordering::SeqCst) && !backoff.remaining(Instant::now()).is_zero() {
             std::thread::sleep(GLANCE);
         }
     }
 }
 
-/// How often a waiting camera looks whether the daemon ends.
+/// How often a waiting camera looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// The newest frame and the camera's state; cheap to clone.
@@ -62,6 +71,10 @@ struct Shared {
 struct Now {
     shot: Option<Shot>,
     fault: Option<String>,
+    /// Whether it was told that frames come.
+    announced: bool,
+    /// Frames there were of cameras before this one.
+    forgotten: u64,
     closed: bool,
 }
 
@@ -113,11 +126,16 @@ impl Viewfinder {
         (now.shot.is_some() || !up).then(|| Event::Camera { up, message: now.fault.clone() })
     }
 
-    pub(super) fn show(&self, frame: Frame, events: &Events) {
+    /// A new frame; of a camera that is no longer wanted it is not shown.
+    pub(super) fn show(&self, frame: Frame, events: &Events, unwanted: &AtomicBool) {
         let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = now.shot.as_ref().map_or(0, |shot| shot.number) + 1;
+        if unwanted.load(Ordering::SeqCst) {
+            return;
+        }
+        let number = now.shot.as_ref().map_or(now.forgotten, |shot| shot.number) + 1;
         now.shot = Some(Shot { frame: Arc::new(frame), number, taken: Instant::now() });
-        let was_down = now.fault.take().is_some() || number == 1;
+        let was_down = now.fault.take().is_some() || !now.announced;
+        now.announced = true;
         drop(now);
         self.0.changed.notify_all();
         if was_down {
@@ -125,8 +143,19 @@ impl Viewfinder {
         }
     }
 
-    pub(super) fn lose(&self, fault: String, events: &Events) {
+    /// Another camera was chosen: nothing of the last one is shown any more.
+    pub(super) fn forget(&self) {
         let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        // the count goes on, so that who waits for the next frame is not deceived
+        now.forgotten = now.shot.take().map_or(now.forgotten, |shot| shot.number);
+        (now.fault, now.announced) = (None, false);
+    }
+
+    pub(super) fn lose(&self, fault: String, events: &Events, unwanted: &AtomicBool) {
+        let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if unwanted.load(Ordering::SeqCst) {
+            return;
+        }
         let news = now.fault.as_ref() != Some(&fault);
         now.fault = Some(fault.clone());
         drop(now);

@@ -1,17 +1,20 @@
 //! What the camera sees, live and still. Each frame is encoded once, however many watch, and none while nobody does.
 
 use super::Site;
-use super::answer::{Fault, Problem};
+use super::answer::{Fault, Json, Problem};
 use crate::camera::Frame;
+use crate::daemon::CameraChoice;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::ToSchema;
 
 /// At most fifteen frames a second.
 const INTERVAL: Duration = Duration::from_millis(66);
@@ -173,6 +176,39 @@ pub(super) async fn still(State(site): State<Site>) -> Result<Response, Problem>
 pub(super) async fn shutter(State(site): State<Site>) -> StatusCode {
     site.daemon().press_shutter();
     StatusCode::ACCEPTED
+}
+
+/// The cameras that may be chosen.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Cameras {
+    cameras: Vec<CameraChoice>,
+}
+
+/// A choice among them.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Choice {
+    /// The id of a camera that is offered.
+    id: String,
+}
+
+/// The cameras that may be chosen: those of the configuration, those plugged in, and the pages' own.
+#[utoipa::path(get, path = "/api/v1/cameras", tag = "camera", responses((status = 200, body = Cameras)))]
+pub(super) async fn choices(State(site): State<Site>) -> Result<Json<Cameras>, Problem> {
+    site.ask(|site| Ok(Json(Cameras { cameras: site.daemon().cameras() }))).await
+}
+
+/// Looks through another camera from now on.
+#[utoipa::path(
+    put, path = "/api/v1/camera", tag = "camera", request_body = Choice,
+    responses(
+        (status = 204, description = "It is chosen"),
+        (status = 404, description = "It is not offered", body = Fault),
+    )
+)]
+pub(super) async fn choose(State(site): State<Site>, Json(choice): Json<Choice>) -> Result<StatusCode, Problem> {
+    site.ask(move |site| Ok(site.daemon().choose_camera(&choice.id)?)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[cfg(test)]

@@ -85,6 +85,7 @@ pub(super) async fn admit(State(site): State<Site>, mut request: Request, next: 
     match examine(&site, &request) {
         Ok(role) => {
             request.extensions_mut().insert(Caller(role));
+            request.extensions_mut().insert(site.clone());
             tracing::debug!(method = %request.method(), path = request.uri().path(), ?role, "asked");
             next.run(request).await
         }
@@ -144,15 +145,18 @@ pub(super) async fn require(State(least): State<Role>, request: Request, next: N
     let role = request.extensions().get::<Caller>().and_then(|caller| caller.0);
     match role {
         Some(role) if role >= least => next.run(request).await,
-        _ => refuse(role.is_some(), request.uri().path()),
+        _ => {
+            let site = request.extensions().get::<Site>().expect("nobody comes here who was not admitted");
+            refuse(site, role.is_some(), request.uri().path())
+        }
     }
 }
 
-fn refuse(known: bool, path: &str) -> Response {
+fn refuse(site: &Site, known: bool, path: &str) -> Response {
     let page = matches!(path, "/" | "/studio" | "/gallery" | "/admin");
     let status = if known { StatusCode::FORBIDDEN } else { StatusCode::UNAUTHORIZED };
     let mut response = match (page, known) {
-        (true, _) => pages::stranger(status),
+        (true, _) => pages::stranger(site, status),
         (false, true) => Problem::forbidden("the token does not allow this").into_response(),
         (false, false) => {
             let error = "a token is needed; pair this device with the code that the admin page or the terminal shows";

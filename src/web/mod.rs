@@ -175,6 +175,8 @@ fn api() -> OpenApiRouter<Site> {
         .routes(routes!(camera::shutter));
     let admin = OpenApiRouter::new()
         .routes(routes!(paintings::delete))
+        .routes(routes!(camera::choices))
+        .routes(routes!(camera::choose))
         .routes(routes!(styles::learn))
         .routes(routes!(styles::change))
         .routes(routes!(styles::delete))

@@ -91,15 +91,12 @@ fn html(status: StatusCode, language: &str, title: &str, body: &str) -> Response
 }
 
 /// For a browser that is not paired, or not for this page.
-pub(super) fn stranger(status: StatusCode) -> Response {
-    let body = match status {
-        StatusCode::FORBIDDEN => "<h1>This device is paired for something else</h1><p>Ask for another code.</p>",
-        _ => {
-            "<h1>This device is not paired yet</h1><p>Scan the code that the admin page shows, or that the daemon printed \
-             when it started.</p>"
-        }
-    };
-    html(status, "en", "pleinair", body)
+pub(super) fn stranger(site: &Site, status: StatusCode) -> Response {
+    let what = if status == StatusCode::FORBIDDEN { "page.elsewhere" } else { "page.unpaired" };
+    let texts = texts(site);
+    let [title, text] = ["title", "text"].map(|part| format!("{what}.{part}"));
+    let body = format!("<h1>{}</h1><p>{}</p>", texts.get(&title), texts.get(&text));
+    html(status, texts.language(), "pleinair", &body)
 }
 
 /// For a link that shows nothing, or nothing any more.

@@ -197,10 +197,11 @@ pub(super) async fn one(
     let id = id(&text, "painting")?;
     let of_kiosk = role >= Some(Role::Kiosk);
     let state = site.ask(move |site| {
-        let painting = visible(site, id, role)?;
-        // the gallery shows paintings, not what visitors are at
+        // the gallery shows paintings, not what visitors are at; asked for before the painting, for a job that ends just
+        // now has one, and whoever reads that it is finished relies on it
         let job = if of_kiosk { site.daemon().job(id)? } else { None };
-        let job = job.filter(|job| job.kind == Kind::Painting && (!job.state.is_over() || painting.is_none()));
+        let painting = visible(site, id, role)?;
+        let job = job.filter(|job| job.kind == Kind::Painting && painting.is_none());
         let job = job.or_else(|| painting.as_ref().map(job_of)).ok_or_else(|| Problem::missing("painting"))?;
         let share_url = site.access().share_url(id).filter(|_| of_kiosk && painting.is_some());
         Ok(PaintingState { job, painting, share_url })

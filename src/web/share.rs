@@ -120,7 +120,7 @@ pub(super) struct Shown {
 )]
 pub(super) async fn pair(State(site): State<Site>, Query(shown): Query<Shown>) -> Response {
     let token = shown.token.unwrap_or_default();
-    let Some(role) = site.access().role_of(&token) else { return pages::stranger(StatusCode::UNAUTHORIZED) };
+    let Some(role) = site.access().role_of(&token) else { return pages::stranger(&site, StatusCode::UNAUTHORIZED) };
     let secure = if site.access().is_secure() { "; Secure" } else { "" };
     let cookie = format!("{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age={PAIRED_SECONDS}{secure}");
     (StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie), (header::LOCATION, role.page().to_owned())]).into_response()

@@ -138,7 +138,6 @@ struct Defaults {
 pub(super) async fn kiosk(State(site): State<Site>, Extension(Caller(role)): Extension<Caller>) -> Json<Kiosk> {
     let (config, bundle) = (site.daemon().config(), site.daemon().bundle());
     let (kiosk, learning) = (&config.kiosk, &config.learning);
-    let source = config.camera.source.to_string();
     Json(Kiosk {
         title: kiosk.title.clone(),
         language: config.language.clone(),
@@ -147,8 +146,7 @@ pub(super) async fn kiosk(State(site): State<Site>, Extension(Caller(role)): Ext
         idle_seconds: kiosk.idle_seconds,
         slide_seconds: kiosk.slide_seconds,
         camera: site.daemon().has_camera(),
-        // what follows the colon may hold a password
-        camera_source: source.split(':').next().unwrap_or_default().to_owned(),
+        camera_source: site.daemon().camera().1,
         printer: !kiosk.print.is_empty(),
         captioner: false,
         public_url: site.access().public_url().map(str::to_owned),

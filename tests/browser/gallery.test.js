@@ -16,7 +16,7 @@ const visible = { state: "visible" };
 let chromium, daemon;
 before(async () => {
   chromium = await browser();
-  daemon = await serve(`[camera]\nsource = "folder:${join(SAMPLES, "content")}"\n[kiosk]\nslide_seconds = 1\n[queue]\npaintings = 64\n[security]\nrequests_per_minute = 1000\n`);
+  daemon = await serve(`[camera]\nsource = "folder:${join(SAMPLES, "content")}"\nothers = ["folder:${join(SAMPLES, "style")}"]\n[kiosk]\nslide_seconds = 1\n[queue]\npaintings = 64\n[security]\nrequests_per_minute = 1000\n`);
   await daemon.learned("Aurora", await readFile(join(SAMPLES, "style/gcd_board3.jpg")));
   await daemon.painted({ styles: ["Aurora"], steps: 2, camera: true, strength: 0.5 });
   for (let seed = 0; seed < MANY; seed++) {
@@ -133,6 +133,26 @@ describe("admin", () => {
     await page.getByRole("button", { name: "Delete Polar light" }).click();
     await page.getByLabel("Name of Polar light").waitFor({ state: "detached" });
     assert.equal(await style(), undefined);
+    await page.leave();
+  });
+});
+
+describe("choosing a camera", () => {
+  test("the admin chooses, the kiosk begins anew", async () => {
+    const page = await visit(chromium, daemon, "/admin");
+    const kiosk = await visit(chromium, daemon, "/", { size: SMALL });
+    await kiosk.locator("#shutter:enabled").waitFor();
+    const choice = page.getByLabel("Look through");
+    assert.deepEqual(await choice.locator("option").allTextContents().then((all) => all.map((text) => text.split("/").at(-1)).slice(0, 2)), ["content", "style"]);
+    for (const name of ["browser", `folder:${join(SAMPLES, "style")}`, `folder:${join(SAMPLES, "content")}`]) {
+      const renewed = kiosk.waitForEvent("load");
+      await choice.selectOption(name);
+      await renewed;
+      await kiosk.locator("#shutter:enabled").waitFor(); // Chromium's own pretended camera serves as well
+      await page.locator("#camera").getByText(name, { exact: true }).waitFor();
+      assert.equal(await page.locator("#live").isVisible(), name !== "browser");
+    }
+    await kiosk.leave();
     await page.leave();
   });
 });

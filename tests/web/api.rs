@@ -238,6 +238,10 @@ async fn the_camera_is_seen_live_and_still() {
         let start = part.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
         assert_eq!(Frame::from_bytes(&part[start..part.len() - 2], 1 << 20).unwrap().height(), 30);
     }
+    let cameras = house.get("/api/v1/cameras").await.fine().json();
+    assert_eq!((&cameras["cameras"][0]["id"], &cameras["cameras"][0]["chosen"]), (&json!(source), &json!(true)));
+    assert_eq!(house.send(Method::PUT, "/api/v1/camera", json!({"id": "folder:/"})).await.status, 404);
+    assert_eq!(house.send(Method::PUT, "/api/v1/camera", json!({"id": source})).await.status, 204);
     house.site.close();
     while tokio::time::timeout(PATIENCE, body.next()).await.unwrap().is_some() {}
     let id = house.order(json!({"prompt": "a house", "camera": true, "steps": 2})).await;

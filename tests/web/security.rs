@@ -62,6 +62,8 @@ async fn each_role_may_do_what_it_may() {
         ("GET", "/api/v1/log", Role::Admin),
         ("GET", "/metrics", Role::Admin),
         ("GET", "/api/v1/pairing", Role::Admin),
+        ("GET", "/api/v1/cameras", Role::Admin),
+        ("PUT", "/api/v1/camera", Role::Admin),
     ]
     .into_iter()
     .map(|(method, path, role)| (method, path.replace("{id}", nobody), role))

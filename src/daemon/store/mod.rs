@@ -18,13 +18,13 @@ pub(super) use styles::check_name;
 
 use super::job::{Id, Millis};
 use crate::{Error, Result};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Each entry brings the database from the version of its index to the next.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("settings.sql")];
 /// How long one connection waits for the other.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -81,6 +81,26 @@ impl Store {
     /// If the database cannot be read.
     pub fn painting_bytes(&self) -> Result<u64> {
         self.read(|db| db.query_row("SELECT coalesce(sum(bytes), 0) FROM paintings", [], |row| row.get(0)))
+    }
+
+    /// What was kept under a name.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn setting(&self, name: &str) -> Result<Option<String>> {
+        let found =
+            |db: &Connection| db.query_row("SELECT value FROM settings WHERE name = ?", [name], |row| row.get(0));
+        self.read(|db| found(db).optional())
+    }
+
+    /// Keeps a value under a name.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn set_setting(&self, name: &str, value: &str) -> Result<()> {
+        self.write(|db| {
+            db.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", [name, value]).map(drop)
+        })
     }
 
     fn sweep(&self) -> Result<()> {

@@ -92,6 +92,13 @@ function drawn(svg, label) {
   return code;
 }
 
+/** The cameras that may be chosen; the list is asked for again when it is opened, for one that was plugged in since. */
+async function cameras() {
+  const all = await api.cameras();
+  const shown = ({ id, name }) => name ? `${name} (${id})` : id === "browser" ? say("admin.camera.browser") : id;
+  the("cameras").replaceChildren(...all.map((camera) => make("option", { value: camera.id, ...(camera.chosen ? { selected: true } : {}) }, shown(camera))));
+}
+
 async function logTail() {
   const place = the("log");
   const below = place.scrollHeight - place.scrollTop - place.clientHeight < 40;
@@ -106,7 +113,7 @@ async function attempt(action) {
     await action();
   } catch (fault) {
     the("line").textContent = fault.message;
-    await styles();
+    await Promise.all([styles(), cameras()]);
   }
 }
 
@@ -117,16 +124,23 @@ async function open() {
   the("shutter").addEventListener("click", () => attempt(() => api.pressShutter()));
   the("live").alt = say("admin.live");
   the("live").addEventListener("error", () => show(the("live"), false));
-  const showLive = () => {
-    show(the("live"), settings.camera);
-    if (settings.camera) the("live").src = `${api.liveView}?${Date.now()}`;
+  const showLive = async () => {
+    const { camera } = await api.settings();
+    show(the("live"), camera);
+    if (camera) the("live").src = `${api.liveView}?${Date.now()}`;
+    else the("live").removeAttribute("src");
   };
+  the("cameras").addEventListener("pointerdown", () => attempt(cameras));
+  the("cameras").addEventListener("change", (event) => attempt(() => api.chooseCamera(event.target.value)));
   const round = () => Promise.all([look(), queue(), logTail()]).then(() => the("line").textContent = "", (fault) => (the("line").textContent = fault.message));
-  await Promise.all([attempt(styles), attempt(pair), round()]);
-  showLive();
+  await Promise.all([attempt(styles), attempt(pair), attempt(cameras), round()]);
+  attempt(showLive);
   setInterval(round, EVERY);
   const soon = () => attempt(queue);
-  api.listen({ queued: soon, finished: soon, failed: soon, cancelled: soon, styles: () => attempt(styles), camera: ({ up }) => up && showLive() });
+  api.listen({
+    queued: soon, finished: soon, failed: soon, cancelled: soon, styles: () => attempt(styles), camera: ({ up }) => up && attempt(showLive),
+    settings: () => attempt(() => Promise.all([cameras(), look(), showLive()])),
+  });
 }
 
 begin(open);

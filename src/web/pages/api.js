@@ -51,6 +51,8 @@ export const print = (id) => ask("POST", `/paintings/${part(id)}/print`);
 export const status = () => ask("GET", "/status");
 export const log = async () => (await ask("GET", "/log")).lines;
 export const pairing = () => ask("GET", "/pairing");
+export const cameras = async () => (await ask("GET", "/cameras")).cameras;
+export const chooseCamera = (id) => ask("PUT", "/camera", { id });
 export const pressShutter = () => ask("POST", "/shutter");
 
 /** Paintings of the gallery, the newest first. */

@@ -57,7 +57,14 @@ class Booth {
     if (styles) this.tiles.fill(styles.filter((style) => style.shown && style.kept));
   }
 
+  /** Another camera was chosen: with the next visitor, the page begins anew. */
+  renew() {
+    this.old = true;
+    if (this.scene === "start" || this.scene === "idle") location.reload();
+  }
+
   start() {
+    if (this.old) return location.reload();
     this.id = null;
     this.live.refit();
     this.enter("start");
@@ -137,7 +144,7 @@ class Booth {
     if (!now || this.id !== id || this.scene !== "painting") return;
     if (now.state === "queued") this.waits(now.position ?? 0);
     else if (now.state === "running") this.steps(now.step, now.steps);
-    else if (now.state === "finished") await this.reveal(now.painting);
+    else if (now.painting) await this.reveal(now.painting);
     else if (now.state === "failed") this.refuse(new Error(now.error));
     else this.start();
   }
@@ -258,6 +265,7 @@ function hear(booth) {
     cancelled: mine(() => booth.start()),
     styles: () => booth.fillTiles(),
     camera: (event) => booth.live.hear(event),
+    settings: () => booth.renew(),
     shutter: () => booth.press(),
     again: () => booth.fillTiles().then(() => booth.catchUp()),
   });

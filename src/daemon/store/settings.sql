@@ -1,0 +1,5 @@
+-- What people chose while the daemon ran.
+CREATE TABLE settings (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT;

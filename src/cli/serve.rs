@@ -70,6 +70,7 @@ pub(super) fn run(arguments: &Arguments, place: &place::Choice) -> Result<()> {
         tracing::warn!("{why}; the networks run on the processor");
     }
     let habits = place.habits();
+    pleinair_cpu::keep_freed_memory_for_a_while();
     let painter: Painter = model::open(&folder, &place.target)?;
     let (daemon, mut threads) = Daemon::start(config, painter, habits)?;
     let shared = access.clone();

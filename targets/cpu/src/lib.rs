@@ -34,7 +34,7 @@ pub use geglu::Geglu;
 pub use isa::Isa;
 pub use linear::Linear;
 pub use mapped::{MappedFile, Numbers, Plain};
-pub use memory::{keep_freed_memory, return_freed_memory};
+pub use memory::{keep_freed_memory, keep_freed_memory_for_a_while, return_freed_memory};
 pub use norm::{GroupNorm, LayerNorm};
 pub use weight::{Int8, Packing, Values, Weight, channels_last};
 

@@ -1,23 +1,29 @@
 //! camera -> Frame -> Latent -> denoising steps -> Latent -> Canvas.
 
+mod control;
 mod guided;
 mod memory;
 mod order;
 mod request;
 
+pub use control::{ControlChoice, ControlPicture};
 pub use order::{Inversion, Order, StyleChoice};
-pub use request::{CONTROL_SCALE, GUIDANCE, Habits, NEGATIVE, Request, STRENGTH, Size};
+pub use request::{
+    CONTROL_SCALE, ControlScale, GUIDANCE, GivenControl, Habits, NEGATIVE, Pictures, Request, STRENGTH, Size,
+};
 
 use crate::bundle::Bundle;
+use crate::bundle::control::Control;
 use crate::bundle::part::Part;
 use crate::camera::Frame;
 use crate::canvas::{Canvas, Metadata};
 use crate::net::{ControlNet, Latent, TextEncoder, Unet};
 use crate::prompt::Tokenizer;
 use crate::sampler::{OnStep, Plan, Schedule, SchedulerConfig, TorchRng, ddim, sample};
-use crate::side::{soft_edges::soft_edges, vae::Vae};
+use crate::side::{control::Drawer, vae::Vae};
 use crate::{Error, Result};
-use guided::{Control, Guided};
+use control::Hint;
+use guided::Guided;
 use memory::Residency;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,7 +36,9 @@ pub struct Painter {
     tokenizer: Tokenizer,
     text: TextEncoder,
     unet: Part<Unet>,
-    controlnet: Option<Part<ControlNet>>,
+    /// By what they look at; all but the first are loaded when they are first used.
+    controlnets: Vec<(Control, Part<ControlNet>)>,
+    drawer: Drawer,
     vae: Vae,
     residency: Residency,
 }
@@ -41,7 +49,21 @@ impl Painter {
     /// # Errors
     /// Whatever an arrow of the sentence reports, and any error `on_step` returns.
     pub fn paint(&self, order: &Order, on_step: &mut OnStep<'_>) -> Result<Canvas> {
-        self.decode(&self.paint_latent(order, on_step)?)
+        self.paint_with(order, &self.control_pictures(order)?, on_step)
+    }
+
+    /// As [`Painter::paint`], with the control pictures that [`Painter::control_pictures`] gave for this order or for the
+    /// same with another seed.
+    ///
+    /// # Errors
+    /// As [`Painter::paint`].
+    pub fn paint_with(
+        &self,
+        order: &Order,
+        controls: &[ControlPicture],
+        on_step: &mut OnStep<'_>,
+    ) -> Result<Canvas> {
+        self.decode(&self.paint_latent_with(order, controls, on_step)?)
     }
 
     /// The picture of a latent.
@@ -58,18 +80,28 @@ impl Painter {
     /// # Errors
     /// As [`Painter::paint`].
     pub fn paint_latent(&self, order: &Order, on_step: &mut OnStep<'_>) -> Result<Latent> {
+        self.paint_latent_with(order, &self.control_pictures(order)?, on_step)
+    }
+
+    fn paint_latent_with(
+        &self,
+        order: &Order,
+        controls: &[ControlPicture],
+        on_step: &mut OnStep<'_>,
+    ) -> Result<Latent> {
         let (width, height) = order.size(&self.bundle)?;
         let plan = Plan::new(&self.schedule, order.sampler, order.steps, order.strength()?)?;
         let mut rng = TorchRng::new(order.seed);
 
         let content = order.content.as_ref().map(|frame| frame.resize_to_cover(width, height)).transpose()?;
-        let control = self.control(order, content.as_ref())?;
+        self.release_unused(controls);
+        let hints = self.hints(controls)?;
         let start = match &content {
-            Some(frame) => self.invert(order, &plan, frame, control.as_ref(), &mut rng, on_step)?,
+            Some(frame) => self.invert(order, &plan, frame, &hints, &mut rng, on_step)?,
             None => plan.start(&rng.randn(&self.latent_shape(width, height))?)?,
         };
         self.release_vae();
-        let mut denoiser = Guided::new(self, order, control)?;
+        let mut denoiser = Guided::new(self, order, hints)?;
         Ok(Latent(sample(&mut denoiser, &plan, start, &mut |shape| rng.randn(shape), on_step)?))
     }
 
@@ -80,7 +112,7 @@ impl Painter {
         order: &Order,
         plan: &Plan,
         frame: &Frame,
-        control: Option<&Control>,
+        hints: &[Hint<'_>],
         rng: &mut TorchRng,
         on_step: &mut OnStep<'_>,
     ) -> Result<candle_core::Tensor> {
@@ -94,23 +126,9 @@ impl Painter {
             }
             Inversion::Ddim => {
                 let order = order.context_alone();
-                let mut denoiser = Guided::new(self, &order, control.cloned())?;
+                let mut denoiser = Guided::new(self, &order, hints.to_vec())?;
                 ddim::invert(&mut denoiser, plan, &posterior.mode()?.0, on_step)
             }
-        }
-    }
-
-    /// The content's soft edges, as the ControlNet sees them.
-    fn control(&self, order: &Order, content: Option<&Frame>) -> Result<Option<Control>> {
-        match (&self.controlnet, content) {
-            (Some(_), Some(_)) if order.control_scale != 0.0 && self.bundle.foreign_control().is_some() => {
-                let what = "the model's ControlNet does not read soft edges; paint with --control-scale 0";
-                Err(Error::Usage(what.into()))
-            }
-            (Some(net), Some(frame)) if order.control_scale != 0.0 => {
-                Ok(Some(Control { hint: net.get()?.hint(&soft_edges(frame)?)?, scale: order.control_scale }))
-            }
-            _ => Ok(None),
         }
     }
 
@@ -133,7 +151,7 @@ impl Painter {
         let tokenizer = Tokenizer::open(bundle.tokenizer())?;
         check_tokenizer(&tokenizer, &bundle)?;
         let bundle = Arc::new(bundle);
-        let (for_unet, for_controlnet) = (bundle.clone(), bundle.clone());
+        let for_unet = bundle.clone();
         let (residency, vae) = (Residency::of(&bundle)?, Vae::open(&bundle)?);
         if residency == Residency::InTurn {
             vae.release(); // before the denoiser takes its place
@@ -143,10 +161,8 @@ impl Painter {
             tokenizer,
             text: TextEncoder::load(&bundle)?,
             unet: Part::open(move || Unet::load(&for_unet))?,
-            controlnet: match bundle.controlnet {
-                Some(_) => Some(Part::open(move || ControlNet::load(&for_controlnet))?),
-                None => None,
-            },
+            controlnets: controlnets(&bundle)?,
+            drawer: Drawer::open(&bundle)?,
             vae,
             residency,
             bundle,
@@ -213,6 +229,12 @@ impl Painter {
         let mut recipe = order.recipe()?;
         recipe["program"] = concat!("pleinair ", env!("CARGO_PKG_VERSION")).into();
         recipe["bundle"] = self.bundle.name().into();
+        // a number alone is about the model's first ControlNet
+        if let [only] = &order.controls[..]
+            && self.bundle.controlnets.first().is_some_and(|first| first.control == only.control)
+        {
+            recipe["control_scale"] = only.scale.into();
+        }
         Ok(Metadata {
             prompt: order.prompt_text()?,
             negative: order.negative.clone(),
@@ -229,12 +251,30 @@ impl Painter {
     /// Before the VAE works, whose maps of a large picture take as much memory as the denoiser's weights.
     fn release_denoiser(&self) {
         match self.residency {
-            Residency::Mapped => ["unet", "controlnet"].iter().for_each(|part| self.bundle.release(part)),
+            Residency::Mapped => {
+                let controlnets = self.bundle.controlnets.iter().map(|net| net.part.as_str());
+                ["unet"].into_iter().chain(controlnets).for_each(|part| self.bundle.release(part));
+            }
             Residency::Together => {}
             Residency::InTurn => {
                 self.unet.release();
-                self.controlnet.iter().for_each(Part::release);
+                self.controlnets.iter().for_each(|(_, net)| net.release());
             }
+        }
+    }
+
+    /// Where there are several ControlNets, only those that speak are in memory.
+    fn release_unused(&self, controls: &[ControlPicture]) {
+        if self.controlnets.len() > 1 && self.residency != Residency::Together {
+            let unused = |control: &Control| controls.iter().all(|used| used.control != *control);
+            self.controlnets.iter().filter(|(control, _)| unused(control)).for_each(|(_, net)| net.release());
+        }
+    }
+
+    /// Before anything else works.
+    fn release_drawer(&self) {
+        if self.residency != Residency::Together {
+            self.drawer.release();
         }
     }
 
@@ -248,6 +288,16 @@ impl Painter {
     fn latent_shape(&self, width: usize, height: usize) -> [usize; 4] {
         [1, self.bundle.unet.in_channels, height / self.vae.factor(), width / self.vae.factor()]
     }
+}
+
+/// The ControlNets of a model. The first, which every photograph is painted with unless somebody says otherwise, is loaded.
+fn controlnets(bundle: &Arc<Bundle>) -> Result<Vec<(Control, Part<ControlNet>)>> {
+    let part = |(number, control): (usize, Control)| {
+        let bundle = bundle.clone();
+        let load = move || ControlNet::load(&bundle, control);
+        Ok((control, if number == 0 { Part::open(load)? } else { Part::later(load) }))
+    };
+    bundle.controlnets.iter().map(|net| net.control).enumerate().map(part).collect()
 }
 
 /// The tokenizer must not speak of words or places that the text encoder does not have.

@@ -4,6 +4,7 @@
 mod reference;
 
 use pleinair::bundle::Bundle;
+use pleinair::bundle::control::Control;
 use pleinair::camera::Frame;
 use pleinair::net::{ControlNet, Latent, TextEncoder, Unet};
 use pleinair::prompt::{Conditioning, Template, Tokenizer, Tokens};
@@ -51,7 +52,7 @@ fn noise_prediction_equals_diffusers_with_and_without_control() {
         let plain = unet.forward(&sample, &timesteps, &text, None).unwrap();
         assert_close(&plain, &reference, "unet.noise_pred", ROUNDING);
 
-        let net = ControlNet::load(&bundle).unwrap();
+        let net = ControlNet::load(&bundle, Control::SoftEdge).unwrap();
         let hint = net.hint(&reference.tensor("control.image")).unwrap();
         let scale = reference.tensor("control.scale").to_vec0::<f32>().unwrap() as f64;
         let control = net.forward(&sample, &timesteps, &net.text_kv(&states).unwrap(), &hint, scale).unwrap();

@@ -40,7 +40,8 @@ pub struct ModelIndex {
 impl ModelIndex {
     /// Refuses pipelines of another family by name.
     pub(super) fn check(&self, folder: &Path) -> Result<()> {
-        let known = ["StableDiffusionPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionImg2ImgPipeline"];
+        let known = ["StableDiffusionPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline"];
         if known.contains(&self.class_name.as_str()) {
             return Ok(());
         }

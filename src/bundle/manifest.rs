@@ -2,6 +2,8 @@
 //! checksums are checked before anything else believes it.
 
 use super::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
+pub use super::control::Control;
+use super::control::Preprocessing;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -67,16 +69,6 @@ impl fmt::Display for Target {
     }
 }
 
-impl fmt::Display for Control {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Control::SoftEdge => "soft-edge",
-            Control::Depth => "depth",
-            Control::Canny => "canny",
-        })
-    }
-}
-
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -108,6 +100,12 @@ pub struct Manifest {
     pub unet: Network<UnetConfig>,
     /// `controlnet.safetensors`.
     pub controlnet: Option<Network<ControlNetConfig>>,
+    /// Further ControlNets by what they look at: `controlnet_depth.safetensors` and its like.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub controlnets: BTreeMap<Control, Network<ControlNetConfig>>,
+    /// What `depth.onnx` wants to be shown, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<Preprocessing>,
     /// `text_encoder.safetensors`.
     pub text_encoder: Network<TextConfig>,
     /// `vae_encoder.onnx` and `vae_decoder.onnx`.
@@ -151,18 +149,6 @@ pub struct Layer {
     pub psnr: Option<f64>,
 }
 
-/// What a ControlNet looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Control {
-    /// Soft edges (HED and its like).
-    SoftEdge,
-    /// Depth maps.
-    Depth,
-    /// Canny edges.
-    Canny,
-}
-
 /// A file of the bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -173,7 +159,23 @@ pub struct FileEntry {
     pub sha256: String,
 }
 
+/// The file of a ControlNet that is not the first.
+fn further_file(control: Control) -> String {
+    format!("{}.safetensors", further_part(control))
+}
+
+/// The name of a ControlNet that is not the first.
+pub fn further_part(control: Control) -> String {
+    format!("controlnet_{}", control.slug())
+}
+
 impl Manifest {
+    /// The ControlNets by name, the first one first.
+    pub fn all_controlnets(&self) -> impl Iterator<Item = (String, Control, &Network<ControlNetConfig>)> {
+        let first = self.controlnet.iter().map(|net| ("controlnet".into(), self.control.unwrap_or(Control::SoftEdge), net));
+        first.chain(self.controlnets.iter().map(|(control, net)| (further_part(*control), *control, net)))
+    }
+
     /// Reads `folder/bundle.json`. The files are not looked at.
     ///
     /// # Errors
@@ -213,7 +215,9 @@ impl Manifest {
             return Err(format!("names the file {outside:?}, which is not inside the bundle; {again}"));
         }
         let networks = if manifest.controlnet.is_some() { &WITH_CONTROLNET[..] } else { &WITH_CONTROLNET[1..] };
-        match networks.iter().find(|name| !manifest.files.contains_key(**name)) {
+        let further = manifest.controlnets.keys().map(|control| further_file(*control));
+        match networks.iter().map(|name| (*name).to_owned()).chain(further).find(|name| !manifest.files.contains_key(name))
+        {
             Some(missing) => Err(format!("has no checksum of {missing}, which every such bundle has; {again}")),
             None => Ok(manifest),
         }

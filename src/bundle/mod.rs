@@ -3,6 +3,7 @@
 //! safetensors hold the weights; a VAE may be ONNX as well.
 
 pub mod config;
+pub mod control;
 pub mod manifest;
 mod onnx;
 pub mod part;
@@ -12,8 +13,9 @@ pub mod weights;
 pub mod write;
 
 use crate::{Error, Result, Target};
-use config::{ControlNetConfig, ModelIndex, TextConfig, UnetConfig, VaeConfig};
-use manifest::{Control, Dtype, Manifest};
+use config::{ModelIndex, TextConfig, UnetConfig, VaeConfig};
+use control::{Control, ControlNetPart, Preprocessing};
+use manifest::{Dtype, Manifest};
 use pleinair_cpu::MappedFile;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -30,8 +32,8 @@ pub struct Bundle {
     pub text: TextConfig,
     /// VAE configuration.
     pub vae: VaeConfig,
-    /// ControlNet configuration, where the folder has one.
-    pub controlnet: Option<ControlNetConfig>,
+    /// The ControlNets, one for each thing they look at; the first is the model's own.
+    pub controlnets: Vec<ControlNetPart>,
     /// The manifest, where the folder is a bundle.
     pub manifest: Option<Manifest>,
     probe: Option<Arc<dyn Probe>>,
@@ -94,7 +96,10 @@ impl Bundle {
             unet: manifest.unet.config.clone(),
             text: manifest.text_encoder.config.clone(),
             vae: manifest.vae.config.clone(),
-            controlnet: manifest.controlnet.as_ref().map(|net| net.config.clone()),
+            controlnets: manifest
+                .all_controlnets()
+                .map(|(part, control, net)| ControlNetPart { control, part, config: net.config.clone() })
+                .collect(),
             manifest: Some(manifest),
             probe: None,
             target: Target::default(),
@@ -113,12 +118,11 @@ impl Bundle {
     fn open_diffusers(folder: &Path) -> Result<Self> {
         let index: ModelIndex = read_json(&folder.join("model_index.json"))?;
         index.check(folder)?;
-        let controlnet = folder.join("controlnet/config.json");
         Ok(Bundle {
             unet: read_json(&folder.join("unet/config.json"))?,
             text: read_json(&folder.join("text_encoder/config.json"))?,
             vae: read_json(&folder.join("vae/config.json"))?,
-            controlnet: if controlnet.is_file() { Some(read_json(&controlnet)?) } else { None },
+            controlnets: control::controlnets_of_folder(folder)?,
             manifest: None,
             probe: None,
             target: Target::default(),
@@ -131,10 +135,18 @@ impl Bundle {
         let mut problems = self.unet.problems();
         problems.extend(self.text.problems());
         let vae = self.vae.problems();
-        if let Some(controlnet) = &self.controlnet
-            && vae.is_empty()
-        {
-            problems.extend(controlnet.problems(&self.unet, self.factor()));
+        for net in self.controlnets.iter().filter(|_| vae.is_empty()) {
+            let found = net.config.problems(&self.unet, self.factor());
+            // configurations name their faults by the class; the folder may have more of it
+            problems.extend(found.iter().map(|problem| problem.replacen("controlnet", &net.part, 1)));
+        }
+        if let Some(depth) = self.manifest.as_ref().and_then(|manifest| manifest.depth.as_ref()) {
+            problems.extend(depth.problems().iter().map(|problem| format!("depth: {problem}")));
+        }
+        let mut kinds: Vec<_> = self.controlnets.iter().map(|net| net.control).collect();
+        kinds.sort();
+        if let Some(twice) = kinds.windows(2).find(|pair| pair[0] == pair[1]) {
+            problems.push(format!("controlnet: two look at {} pictures", twice[0]));
         }
         problems.extend(vae);
         let (sees, gives) = (self.unet.cross_attention_dim, self.text.hidden_size);
@@ -160,15 +172,52 @@ impl Bundle {
         let manifest = self.manifest.as_ref()?;
         match part {
             "unet" => Some(manifest.unet.parameters),
-            "controlnet" => manifest.controlnet.as_ref().map(|net| net.parameters),
-            _ => Some(manifest.text_encoder.parameters),
+            "text_encoder" => Some(manifest.text_encoder.parameters),
+            other => manifest.all_controlnets().find(|(part, ..)| part == other).map(|(.., net)| net.parameters),
         }
     }
 
-    /// What the ControlNet looks at, if that is anything but the soft edges that this program finds in a photograph. A
-    /// diffusers folder does not say; its ControlNet is taken for one of soft edges.
-    pub fn foreign_control(&self) -> Option<Control> {
-        self.manifest.as_ref()?.control.filter(|control| *control != Control::SoftEdge)
+    /// The ControlNet that looks at pictures of this kind.
+    pub fn controlnet(&self, control: Control) -> Option<&ControlNetPart> {
+        self.controlnets.iter().find(|net| net.control == control)
+    }
+
+    /// Whether this program can make a control picture of this kind of a photograph: a depth map or a line drawing takes
+    /// a network that comes with the model.
+    pub fn can_draw(&self, control: Control) -> bool {
+        match control {
+            Control::SoftEdge | Control::Canny => true,
+            Control::Depth => self.depth_estimator().is_some(),
+            Control::LineArt => self.line_drawer().is_some(),
+        }
+    }
+
+    /// The depth estimator, where there is one: `depth.onnx`, or `depth_estimator/model.onnx` in a diffusers folder.
+    pub fn depth_estimator(&self) -> Option<PathBuf> {
+        self.side_network("depth.onnx", "depth_estimator/model.onnx")
+    }
+
+    /// What the depth estimator wants to be shown.
+    ///
+    /// # Errors
+    /// As [`Preprocessing::of_folder`].
+    pub fn depth_preprocessing(&self) -> Result<Preprocessing> {
+        match &self.manifest {
+            Some(manifest) => Ok(manifest.depth.clone().unwrap_or_default()),
+            None => Preprocessing::of_folder(&self.folder.join("depth_estimator")),
+        }
+    }
+
+    /// The network that draws lines, where there is one: `lineart.onnx`, or `lineart/model.onnx` in a diffusers folder.
+    pub fn line_drawer(&self) -> Option<PathBuf> {
+        self.side_network("lineart.onnx", "lineart/model.onnx")
+    }
+
+    fn side_network(&self, in_bundle: &str, in_folder: &str) -> Option<PathBuf> {
+        match &self.manifest {
+            Some(manifest) => manifest.files.contains_key(in_bundle).then(|| self.folder.join(in_bundle)),
+            None => Some(self.folder.join(in_folder)).filter(|path| path.is_file()),
+        }
     }
 
     /// The folder's own name, for people and metadata: never the path to it.
@@ -197,7 +246,7 @@ impl Bundle {
         })
     }
 
-    /// Weights of one part: `unet`, `controlnet` or `text_encoder`.
+    /// Weights of one part: `unet`, `text_encoder` or a ControlNet's [`ControlNetPart::part`].
     ///
     /// # Errors
     /// If the files are missing or their headers damaged.

@@ -20,6 +20,11 @@ impl<N> Part<N> {
         Ok(Part { load: Box::new(load), network: Mutex::new(Some(Arc::new(first))) })
     }
 
+    /// To be loaded when it is first used.
+    pub fn later(load: impl Fn() -> Result<N> + Send + Sync + 'static) -> Self {
+        Part { load: Box::new(load), network: Mutex::new(None) }
+    }
+
     fn network(&self) -> MutexGuard<'_, Option<Arc<N>>> {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -26,6 +26,7 @@ use candle_core::{Device, Tensor};
 use crate::error::{Error, Result};
 
 pub use backoff::Backoff;
+pub use resample::Filter;
 pub use setup::{Crop, Rotation, Setup};
 pub use source::{Address, Source};
 pub use still::{MAX_PIXELS, SUPPORTED_FORMATS};
@@ -166,7 +167,15 @@ impl Frame {
     /// # Errors
     /// [`Error::Usage`] when a side is zero.
     pub fn resize(&self, width: usize, height: usize) -> Result<Frame> {
-        resample::lanczos(self, [0.0, 0.0, self.width as f64, self.height as f64], width, height)
+        self.resize_with(Filter::Lanczos, width, height)
+    }
+
+    /// As [`Frame::resize`], with another filter.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a side is zero.
+    pub fn resize_with(&self, filter: Filter, width: usize, height: usize) -> Result<Frame> {
+        resample::resample(self, filter, [0.0, 0.0, self.width as f64, self.height as f64], width, height)
     }
 
     /// Resized with Lanczos (a = 3) to cover `width` x `height`, the overhang cut off evenly on both sides; bit for bit
@@ -187,7 +196,7 @@ impl Frame {
         };
         let left = (own_width - crop_width) * 0.5;
         let top = (own_height - crop_height) * 0.5;
-        resample::lanczos(self, [left, top, left + crop_width, top + crop_height], width, height)
+        resample::resample(self, Filter::Lanczos, [left, top, left + crop_width, top + crop_height], width, height)
     }
 
     /// Mirrored left to right.

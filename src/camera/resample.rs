@@ -1,4 +1,4 @@
-//! Lanczos resampling, bit for bit as Pillow's `Image.resize` does it (`libImaging/Resample.c`).
+//! Resampling, bit for bit as Pillow's `Image.resize` does it (`libImaging/Resample.c`).
 //!
 //! Styles and references of the Python world went through Pillow; the same pixels here make the same picture there.
 //! Two passes, rows then columns, with 8-bit pixels between them and weights in fixed point.
@@ -8,13 +8,22 @@ use std::f64::consts::PI;
 use super::Frame;
 use crate::error::{Error, Result};
 
-/// Lobes of the kernel on each side.
-const SUPPORT: f64 = 3.0;
+/// The kernel that pixels are weighted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// Windowed sinc with three lobes on each side.
+    Lanczos,
+    /// Straight lines.
+    Bilinear,
+    /// Keys' cubic, a = -0.5.
+    Bicubic,
+}
+
 /// Fraction bits of a weight: 32 less 8 for the pixel and 2 for the kernel's overshoot.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// Resamples the part `[left, top, right, bottom]` of `frame` (in pixels, fractions allowed) to `width` x `height`.
-pub(super) fn lanczos(frame: &Frame, crop: [f64; 4], width: usize, height: usize) -> Result<Frame> {
+pub(super) fn resample(frame: &Frame, filter: Filter, crop: [f64; 4], width: usize, height: usize) -> Result<Frame> {
     if width == 0 || height == 0 {
         return Err(Error::Usage(format!("a picture cannot be {width}x{height} pixels; give sizes above zero")));
     }
@@ -24,10 +33,10 @@ pub(super) fn lanczos(frame: &Frame, crop: [f64; 4], width: usize, height: usize
 
     let mut rgb = frame.rgb.clone();
     if !(width == frame.width && whole(left, right, frame.width)) {
-        rgb = resample_rows(&rgb, frame.width, &Taps::new(frame.width, left, right, width));
+        rgb = resample_rows(&rgb, frame.width, &Taps::new(filter, frame.width, left, right, width));
     }
     if !(height == frame.height && whole(top, bottom, frame.height)) {
-        rgb = resample_columns(&rgb, width, &Taps::new(frame.height, top, bottom, height));
+        rgb = resample_columns(&rgb, width, &Taps::new(filter, frame.height, top, bottom, height));
     }
     Frame::new(width, height, rgb)
 }
@@ -36,17 +45,17 @@ pub(super) fn lanczos(frame: &Frame, crop: [f64; 4], width: usize, height: usize
 struct Taps(Vec<(usize, Vec<i32>)>);
 
 impl Taps {
-    fn new(in_size: usize, from: f32, to: f32, out_size: usize) -> Taps {
+    fn new(filter: Filter, in_size: usize, from: f32, to: f32, out_size: usize) -> Taps {
         let scale = f64::from(to - from) / out_size as f64;
         // Shrinking widens the kernel, growing does not narrow it.
         let filter_scale = scale.max(1.0);
-        let support = SUPPORT * filter_scale;
+        let support = filter.support() * filter_scale;
         let inverse = 1.0 / filter_scale;
         let taps = (0..out_size).map(|i| {
             let center = f64::from(from) + (i as f64 + 0.5) * scale;
             let first = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(in_size);
-            let weights: Vec<f64> = (first..end).map(|x| kernel((x as f64 - center + 0.5) * inverse)).collect();
+            let weights: Vec<f64> = (first..end).map(|x| filter.kernel((x as f64 - center + 0.5) * inverse)).collect();
             let sum: f64 = weights.iter().sum();
             let fixed = |weight: &f64| (weight / sum * f64::from(1 << PRECISION_BITS)).round() as i32;
             (first, weights.iter().map(fixed).collect())
@@ -55,10 +64,32 @@ impl Taps {
     }
 }
 
-/// sinc(x) sinc(x / 3) within three lobes.
-fn kernel(x: f64) -> f64 {
-    let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
-    if (-SUPPORT..SUPPORT).contains(&x) { sinc(x) * sinc(x / SUPPORT) } else { 0.0 }
+impl Filter {
+    /// Pixels that count on each side.
+    fn support(self) -> f64 {
+        match self {
+            Filter::Lanczos => 3.0,
+            Filter::Bilinear => 1.0,
+            Filter::Bicubic => 2.0,
+        }
+    }
+
+    fn kernel(self, x: f64) -> f64 {
+        let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
+        match self {
+            Filter::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Filter::Bilinear => (1.0 - x.abs()).max(0.0),
+            Filter::Bicubic => {
+                let (a, x) = (-0.5, x.abs());
+                match x {
+                    _ if x < 1.0 => ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0,
+                    _ if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * a,
+                    _ => 0.0,
+                }
+            }
+            Filter::Lanczos => 0.0,
+        }
+    }
 }
 
 /// Adds up weighted pixels, one channel each, and rounds to u8.

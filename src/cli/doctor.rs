@@ -6,6 +6,7 @@ use pleinair::bundle::manifest::{self, Dtype, FileEntry, Manifest};
 use pleinair::bundle::weights::Weights;
 use pleinair::bundle::{Bundle, folder_name};
 use pleinair::net::{ControlNet, TextEncoder, Unet};
+use pleinair::bundle::control::Control;
 use pleinair::painter::Painter;
 use pleinair::profile::Profile;
 use pleinair::prompt::{Template, Tokenizer};
@@ -58,13 +59,22 @@ struct Model {
     native_size: usize,
     size_step: usize,
     parts: Vec<Part>,
+    controls: Vec<ControlEntry>,
     files: Vec<File>,
     self_test: Option<SelfTest>,
 }
 
+/// What a ControlNet of the model looks at; the first is used where nobody says otherwise.
+#[derive(Debug, Serialize)]
+struct ControlEntry {
+    control: Control,
+    /// Whether the program makes such pictures of photographs; else they have to be given.
+    from_photographs: bool,
+}
+
 #[derive(Debug, Serialize)]
 struct Part {
-    name: &'static str,
+    name: String,
     parameters: u64,
 }
 
@@ -89,8 +99,8 @@ struct Packing {
 
 impl Packing {
     fn of(manifest: &Manifest) -> Self {
-        let networks = [Some(&manifest.unet.layers), manifest.controlnet.as_ref().map(|net| &net.layers)];
-        let layers = networks.into_iter().flatten().flat_map(|layers| layers.values());
+        let networks = [&manifest.unet.layers].into_iter().chain(manifest.all_controlnets().map(|(.., net)| &net.layers));
+        let layers = networks.flat_map(|layers| layers.values());
         Packing {
             dtype: manifest.dtype,
             target: manifest.target,
@@ -156,12 +166,11 @@ fn examine(folder: &Path, target: &Target, report: &mut Report) {
         return;
     };
     let mut parts = vec![];
-    for name in ["text_encoder", "unet", "controlnet"] {
-        if name != "controlnet" || bundle.controlnet.is_some() {
-            let weights = note(bundle.weights(name), problems);
-            let stored = |weights: Weights| bundle.parameters(name).unwrap_or(weights.parameters() as u64);
-            parts.extend(weights.map(|weights| Part { name, parameters: stored(weights) }));
-        }
+    let controlnets = bundle.controlnets.iter().map(|net| net.part.as_str());
+    for name in ["text_encoder", "unet"].into_iter().chain(controlnets) {
+        let weights = note(bundle.weights(name), problems);
+        let stored = |weights: Weights| bundle.parameters(name).unwrap_or(weights.parameters() as u64);
+        parts.extend(weights.map(|weights| Part { name: name.to_owned(), parameters: stored(weights) }));
     }
     let files = note(checksums(folder), problems).unwrap_or_default();
     let self_test = if problems.is_empty() {
@@ -184,6 +193,11 @@ fn examine(folder: &Path, target: &Target, report: &mut Report) {
         native_size: bundle.native_size(),
         size_step: bundle.size_step(),
         parts,
+        controls: bundle
+            .controlnets
+            .iter()
+            .map(|net| ControlEntry { control: net.control, from_photographs: bundle.can_draw(net.control) })
+            .collect(),
         files,
         self_test,
     });
@@ -206,14 +220,15 @@ fn open_each(bundle: &Arc<Bundle>, problems: &mut Vec<String>) {
     note(Tokenizer::open(bundle.tokenizer()), problems);
     note(TextEncoder::load(bundle), problems);
     note(Unet::load(bundle), problems);
-    if bundle.controlnet.is_some() {
-        note(ControlNet::load(bundle), problems);
+    for net in &bundle.controlnets {
+        note(ControlNet::load(bundle, net.control), problems);
     }
     note(Vae::open(bundle), problems);
 }
 
-/// Two steps of text to image at the smallest size.
+/// Two steps of text to image at the smallest size, and a control picture of each kind.
 fn self_test(painter: &Painter) -> Result<SelfTest> {
+    painter.check_controls()?;
     let side = painter.bundle().size_step();
     let order = plain_order(Template::literal("a painting"), (side, side), 2)?;
     let began = Instant::now();
@@ -310,6 +325,12 @@ impl Report {
             line("pictures", format!("{side}x{side} by default, sides in steps of {}", model.size_step));
             for Part { name, parameters } in &model.parts {
                 line(name, format!("{:.1} million parameters", *parameters as f64 / 1e6));
+            }
+            for ControlEntry { control, from_photographs } in &model.controls {
+                line("control", match from_photographs {
+                    true => format!("{control} pictures, made of photographs"),
+                    false => format!("{control} pictures, which have to be given: the model has no network for them"),
+                });
             }
             for File { path, bytes, sha256 } in &model.files {
                 line("file", format!("{sha256} {:>10}  {path}", binary(*bytes)));

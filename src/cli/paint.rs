@@ -9,7 +9,10 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pleinair::bundle::write::check_writable;
 use pleinair::camera::Frame;
 use pleinair::canvas::Canvas;
-use pleinair::painter::{CONTROL_SCALE, GUIDANCE, Inversion, NEGATIVE, Order, Request, STRENGTH, Size};
+use pleinair::painter::{
+    CONTROL_SCALE, ControlPicture, ControlScale, GUIDANCE, GivenControl, Inversion, NEGATIVE, Order, Pictures, Request,
+    STRENGTH, Size,
+};
 use pleinair::prompt::Template;
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::{Error, Result};
@@ -27,7 +30,7 @@ pub(super) fn plain_order(prompt: Template, size: (usize, usize), steps: usize) 
         strength: 1.0,
         sampler: Sampler::DpmSolverPp2M,
         guidance: Guidance::new(0.0, 0.0, GUIDANCE, GuidanceForm::Paper)?,
-        control_scale: 0.0,
+        controls: vec![],
         inversion: Inversion::Noise,
         seed: 0,
     })
@@ -73,9 +76,16 @@ pub(super) struct Arguments {
     /// ls and lc as the paper has them, or halved as in its code
     #[arg(long, value_enum, default_value_t)]
     guidance_form: Form,
-    /// How much the photograph's edges count; 0 leaves the ControlNet out
-    #[arg(long, value_name = "X", default_value_t = CONTROL_SCALE, allow_negative_numbers = true)]
-    control_scale: f64,
+    /// How loud the ControlNet speaks, or each of several by what it looks at; 0 leaves it out
+    #[arg(long, value_name = "X|KIND=X,...", default_value_t = ControlScale::Alone(CONTROL_SCALE), allow_negative_numbers = true)]
+    control_scale: ControlScale,
+    /// A control picture instead of the one made of the photograph; KIND is soft-edge, depth, canny or lineart [default:
+    /// what the model's first ControlNet looks at]
+    #[arg(long, value_name = "FILE[:KIND]")]
+    control_image: Vec<String>,
+    /// Write the control picture, .png or .jpg; of several, each with its kind in its name
+    #[arg(long, value_name = "FILE")]
+    save_control: Option<PathBuf>,
     /// Width and height in pixels, such as 256x192, or the longer side alone [default: the model's own area]; what is not
     /// given follows the photograph's shape
     #[arg(long, value_name = "WxH")]
@@ -123,7 +133,12 @@ pub(super) fn run(
     let last_seed = arguments.seed.checked_add(arguments.count - 1);
     let last_seed = last_seed.ok_or_else(|| Error::Usage("there are no seeds that high; lower --seed".into()))?;
     let out = Out::prepare(&arguments.out, arguments.count)?;
+    if let Some(file) = &arguments.save_control {
+        Canvas::check_name(file)?;
+        check_writable(file)?;
+    }
     let content = arguments.content.as_ref().map(Frame::open).transpose()?;
+    let controls = arguments.control_image.iter().map(|given| control_image(given)).collect::<Result<_>>()?;
     let folder = arguments.model.folder()?;
     let place = place.announce(progress)?;
     let painter = model::open(&folder, &place.target)?;
@@ -135,12 +150,16 @@ pub(super) fn run(
         progress.note(&told);
         styles.push(choice);
     }
-    let (mut order, notes) = request.order(&painter, styles, content, place.habits())?;
+    let (mut order, notes) = request.order(&painter, styles, Pictures { content, controls }, place.habits())?;
     notes.iter().for_each(|note| progress.note(note));
+    let controls = painter.control_pictures(&order)?;
+    if let Some(file) = &arguments.save_control {
+        save_controls(file, &controls, progress)?;
+    }
     for (number, seed) in (arguments.seed..=last_seed).enumerate() {
         order.seed = seed;
         let file = out.file(number, seed);
-        let canvas = painter.paint(&order, &mut |step| {
+        let canvas = painter.paint_with(&order, &controls, &mut |step| {
             interrupt.check()?;
             let (index, count, timestep) = (step.index, step.count, step.timestep);
             if step.inverting {
@@ -188,11 +207,39 @@ impl Arguments {
                 Form::Paper => GuidanceForm::Paper,
                 Form::Half => GuidanceForm::Half,
             }),
-            control_scale: Some(self.control_scale),
+            control_scale: Some(self.control_scale.clone()),
             size: self.size,
             seed: Some(self.seed),
         }
     }
+}
+
+/// `FILE` or `FILE:KIND`.
+fn control_image(given: &str) -> Result<GivenControl> {
+    let (file, control) = match given.rsplit_once(':') {
+        Some((file, kind)) if !Path::new(given).exists() => (file, Some(kind.parse().map_err(Error::Usage)?)),
+        _ => (given, None),
+    };
+    Ok(GivenControl { control, image: Frame::open(file)? })
+}
+
+fn save_controls(file: &Path, controls: &[ControlPicture], progress: &Progress) -> Result<()> {
+    if controls.is_empty() {
+        let what = "there is no control picture to save: no ControlNet speaks; give --content or --control-image";
+        return Err(Error::Usage(what.into()));
+    }
+    for picture in controls {
+        let own = match controls.len() {
+            1 => file.to_path_buf(),
+            _ => {
+                let ending = file.extension().unwrap_or_default().to_string_lossy();
+                beside(file, &format!("-{}.{ending}", picture.control.slug()))
+            }
+        };
+        picture.canvas()?.save(&own, &Default::default())?;
+        progress.note(&format!("the {} picture is {}", picture.control, own.display()));
+    }
+    Ok(())
 }
 
 /// Where pictures go.

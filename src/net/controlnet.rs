@@ -2,10 +2,11 @@
 //! and speaks through zero-initialised 1x1 convolutions.
 
 use super::blocks::{DownPath, KvReader, TextKv};
-use super::layers::{Conv3x3, FeatureMap, Linear};
+use super::layers::{Conv3x3, FeatureMap, Linear, add};
 use super::recorder::Recorder;
 use crate::bundle::Bundle;
 use crate::bundle::config::{ControlNetConfig, UnetConfig};
+use crate::bundle::control::{Control, ControlNetPart};
 use crate::bundle::weights::Names;
 use crate::prompt::Conditioning;
 use crate::{Error, Result, Target};
@@ -34,15 +35,16 @@ pub struct Residuals {
 pub struct ControlHint(Tensor);
 
 impl ControlNet {
-    /// Loads the bundle's ControlNet, its weights as they are stored.
+    /// Loads the bundle's ControlNet for pictures of this kind, its weights as they are stored.
     ///
     /// # Errors
     /// If the bundle has none, or every tensor that is missing or misshapen, by name.
-    pub fn load(bundle: &Bundle) -> Result<Self> {
-        let Some(config) = &bundle.controlnet else {
-            return Err(Error::file(bundle.folder(), "this model has no ControlNet; paint without a control picture"));
+    pub fn load(bundle: &Bundle, control: Control) -> Result<Self> {
+        let Some(ControlNetPart { part, config, .. }) = bundle.controlnet(control) else {
+            let what = format!("this model has no ControlNet for {control} pictures; paint without them");
+            return Err(Error::file(bundle.folder(), what));
         };
-        let weights = bundle.weights("controlnet")?;
+        let weights = bundle.weights(part)?;
         let (names, unet) = (weights.root(), &bundle.unet);
         let zero_conv = |(i, c): (usize, usize)| Linear::load(&names.pp("controlnet_down_blocks").pp(i), c, c);
         let coarsest = unet.block_out_channels[unet.levels() - 1];
@@ -118,6 +120,22 @@ impl Residuals {
     /// The residuals of each skip and of the middle, `[B, h*w, C]`, finest first.
     pub fn maps(&self) -> impl Iterator<Item = &Tensor> {
         self.down.iter().chain([&self.mid])
+    }
+
+    /// What several ControlNets say together (diffusers' `MultiControlNetModel`): their sum, in this order.
+    ///
+    /// # Errors
+    /// If they speak of different sizes.
+    pub fn sum(several: Vec<Residuals>) -> Result<Option<Residuals>> {
+        let mut several = several.into_iter();
+        let Some(mut sum) = several.next() else { return Ok(None) };
+        for next in several {
+            for (own, other) in sum.down.iter_mut().zip(&next.down) {
+                *own = add(own, other)?;
+            }
+            sum.mid = add(&sum.mid, &next.mid)?;
+        }
+        Ok(Some(sum))
     }
 
     /// From what [`Residuals::maps`] gave, if that was anything.

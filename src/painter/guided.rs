@@ -1,10 +1,10 @@
 //! The networks as one denoiser: guidance branches in one batch, a ControlNet beside the UNet, and text keys and values
 //! computed once for each prompt and stage.
 
+use super::control::Hint;
 use super::{Order, Painter, StyleChoice};
 use crate::Result;
-use crate::net::TextKv;
-use crate::net::controlnet::ControlHint;
+use crate::net::{Residuals, TextKv};
 use crate::prompt::{Template, Tokens};
 use crate::sampler::{Branch, Denoiser, Guidance};
 use crate::style::{Style, stage_of};
@@ -12,17 +12,10 @@ use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// What the ControlNet reads, and how loud it speaks.
-#[derive(Debug, Clone)]
-pub(super) struct Control {
-    pub(super) hint: ControlHint,
-    pub(super) scale: f64,
-}
-
-/// Prompts' keys and values for the UNet and, where one speaks, the ControlNet.
+/// Prompts' keys and values for the UNet and the ControlNets that speak.
 struct Text {
     unet: TextKv,
-    control: Option<TextKv>,
+    controls: Vec<TextKv>,
 }
 
 /// A [`Denoiser`] for one painting.
@@ -33,7 +26,7 @@ pub(super) struct Guided<'a> {
     prompts: Vec<Tokens>,
     /// The learned styles by their number in the prompts; a style that is only a word has no vectors.
     styles: Vec<Option<&'a Style>>,
-    control: Option<Control>,
+    controls: Vec<Hint<'a>>,
     /// By prompt and the stage of each style; a prompt without a style has one entry for the whole painting.
     texts: HashMap<(usize, Vec<usize>), Rc<Text>>,
     /// All prompts as one batch, by the stage of each style.
@@ -41,7 +34,7 @@ pub(super) struct Guided<'a> {
 }
 
 impl<'a> Guided<'a> {
-    pub(super) fn new(painter: &'a Painter, order: &'a Order, control: Option<Control>) -> Result<Self> {
+    pub(super) fn new(painter: &'a Painter, order: &'a Order, controls: Vec<Hint<'a>>) -> Result<Self> {
         let base = painter.text.base()?;
         let vectors = |choice: &'a StyleChoice| match choice {
             StyleChoice::Learned(style) => style.check_fits(&base, painter.text.width()).map(|()| Some(style)),
@@ -59,7 +52,7 @@ impl<'a> Guided<'a> {
         };
         let prompts = order.guidance.terms().into_iter().map(prompt).collect::<Result<_>>()?;
         let (texts, batches) = Default::default();
-        Ok(Guided { painter, guidance: order.guidance, prompts, styles, control, texts, batches })
+        Ok(Guided { painter, guidance: order.guidance, prompts, styles, controls, texts, batches })
     }
 
     /// The batch of prompts for timestep `t`.
@@ -72,8 +65,9 @@ impl<'a> Guided<'a> {
         // not needed again before the next stage
         self.painter.bundle.release("text_encoder");
         let unet = TextKv::cat(&texts.iter().map(|t| &t.unet).collect::<Vec<_>>())?;
-        let control: Option<Vec<_>> = texts.iter().map(|t| t.control.as_ref()).collect();
-        let batch = Rc::new(Text { unet, control: control.map(|c| TextKv::cat(&c)).transpose()? });
+        let control = |net: usize| TextKv::cat(&texts.iter().map(|t| &t.controls[net]).collect::<Vec<_>>());
+        let controls = (0..self.controls.len()).map(control).collect::<Result<_>>()?;
+        let batch = Rc::new(Text { unet, controls });
         self.batches.insert(stages, batch.clone());
         Ok(batch)
     }
@@ -91,11 +85,8 @@ impl<'a> Guided<'a> {
         };
         let vectors: Vec<_> = self.styles.iter().zip(stages).map(vector).collect::<candle_core::Result<_>>()?;
         let states = self.painter.text.forward(&self.painter.text.embed(tokens, &vectors)?)?;
-        let control = match (&self.control, &self.painter.controlnet) {
-            (Some(_), Some(net)) => Some(net.get()?.text_kv(&states)?),
-            _ => None,
-        };
-        let text = Rc::new(Text { unet: self.painter.unet()?.text_kv(&states)?, control });
+        let controls = self.controls.iter().map(|control| control.net.get()?.text_kv(&states)).collect::<Result<_>>()?;
+        let text = Rc::new(Text { unet: self.painter.unet()?.text_kv(&states)?, controls });
         self.texts.insert(key, text.clone());
         Ok(text)
     }
@@ -106,12 +97,10 @@ impl Denoiser for Guided<'_> {
         let text = self.batch(t)?;
         let n = self.prompts.len();
         let (stacked, timesteps) = (Tensor::cat(&vec![x; n], 0)?, vec![t; n]);
-        let control = match (&self.control, &self.painter.controlnet, &text.control) {
-            (Some(control), Some(net), Some(text)) => {
-                Some(net.get()?.forward(&stacked, &timesteps, text, &control.hint, control.scale)?)
-            }
-            _ => None,
-        };
+        let said = self.controls.iter().zip(&text.controls).map(|(control, text)| {
+            control.net.get()?.forward(&stacked, &timesteps, text, &control.hint, control.scale)
+        });
+        let control = Residuals::sum(said.collect::<Result<_>>()?)?;
         let outputs = self.painter.unet()?.forward(&stacked, &timesteps, &text.unet, control.as_ref())?;
         let guided = self.guidance.combine(&outputs)?;
         let schedule = &self.painter.schedule;
@@ -140,7 +129,7 @@ mod tests {
             strength: 1.0,
             sampler: Sampler::Ddim,
             guidance: Guidance::new(style, content, 5.0, GuidanceForm::Paper).unwrap(),
-            control_scale: 0.0,
+            controls: vec![],
             inversion: Inversion::Noise,
             seed: 3,
         }
@@ -151,7 +140,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
         let painter = Painter::open(&folder).unwrap();
         let order = Order { negative: "blurry".into(), ..order(&painter, 1.0, 3.0) };
-        let guided = Guided::new(&painter, &order, None).unwrap();
+        let guided = Guided::new(&painter, &order, vec![]).unwrap();
         let style = order.prompt_styles();
         let tokens = |text: &str| Template::parse(text).unwrap().tokens(&painter.tokenizer, &style).unwrap();
         let branches: Vec<_> = order.guidance.terms().into_iter().map(|(branch, _)| branch).collect();
@@ -176,7 +165,7 @@ mod tests {
         let alone = |prompt: &str| {
             let guidance = Guidance { style: 0.0, content: 0.0, prompt: 1.0, ..whole.guidance };
             let order = Order { prompt: Template::parse(prompt).unwrap(), guidance, ..whole.clone() };
-            Guided::new(&painter, &order, None).unwrap().denoise(&x, t).unwrap()
+            Guided::new(&painter, &order, vec![]).unwrap().denoise(&x, t).unwrap()
         };
         let (e0, ev) = (alone(""), alone("a painting of a boat, in the style of {}"));
         let (ec, es) = (alone("a painting of a boat"), alone("A painting in the style of {}"));
@@ -191,7 +180,7 @@ mod tests {
         ] {
             wanted = (wanted + term).unwrap();
         }
-        let got = Guided::new(&painter, &whole, None).unwrap().denoise(&x, t).unwrap();
+        let got = Guided::new(&painter, &whole, vec![]).unwrap().denoise(&x, t).unwrap();
         let off = (got - &wanted).unwrap().abs().unwrap().max_all().unwrap().to_vec0::<f32>().unwrap();
         let size = wanted.abs().unwrap().max_all().unwrap().to_vec0::<f32>().unwrap();
         let moved = (wanted - ev).unwrap().abs().unwrap().max_all().unwrap().to_vec0::<f32>().unwrap();
@@ -205,7 +194,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
         let painter = Painter::open(&folder).unwrap();
         let order = order(&painter, style, content);
-        let mut guided = Guided::new(&painter, &order, None).unwrap();
+        let mut guided = Guided::new(&painter, &order, vec![]).unwrap();
         let plan = Plan::new(&painter.schedule, order.sampler, order.steps, 1.0).unwrap();
         let x = Tensor::ones((1, 4, 8, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
         sample(&mut guided, &plan, x, &mut |_| unreachable!("DDIM draws no noise"), &mut |_| Ok(())).unwrap();

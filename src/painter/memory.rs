@@ -34,12 +34,11 @@ impl Residency {
 fn needed(bundle: &Bundle) -> Result<u64> {
     let whole = if bundle.target().numbers() == DType::F32 { 4 } else { 2 };
     let mut bytes = (bundle.native_size() as u64).pow(2) * BYTES_A_PIXEL * whole / 2;
-    for part in ["text_encoder", "unet", "controlnet"] {
-        if part != "controlnet" || bundle.controlnet.is_some() {
-            let weights = bundle.weights(part)?;
-            // bundles are uploaded as they are stored, other models in the target's numbers
-            bytes += if bundle.manifest.is_some() { weights.bytes() } else { weights.parameters() as u64 * whole };
-        }
+    let controlnets = bundle.controlnets.iter().map(|net| net.part.as_str());
+    for part in ["text_encoder", "unet"].into_iter().chain(controlnets) {
+        let weights = bundle.weights(part)?;
+        // bundles are uploaded as they are stored, other models in the target's numbers
+        bytes += if bundle.manifest.is_some() { weights.bytes() } else { weights.parameters() as u64 * whole };
     }
     Ok(bytes + bundle.vae_parameters()? * whole)
 }

@@ -1,5 +1,7 @@
 //! What a painting should be.
 
+use super::control::ControlChoice;
+use super::request::check_scale;
 use crate::bundle::Bundle;
 use crate::bundle::manifest::hexadecimal;
 use crate::camera::Frame;
@@ -8,7 +10,7 @@ use crate::sampler::{Guidance, Sampler};
 use crate::style::Style;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
@@ -75,8 +77,8 @@ pub struct Order {
     pub sampler: Sampler,
     /// Scales of style, content and prompt.
     pub guidance: Guidance,
-    /// Scale of the ControlNet; 0 leaves it out.
-    pub control_scale: f64,
+    /// The ControlNets that speak, and what they look at.
+    pub controls: Vec<ControlChoice>,
     /// How the content picture is inverted.
     pub inversion: Inversion,
     /// Of the noise.
@@ -100,8 +102,8 @@ impl Order {
 
     /// Text to image always starts from nothing but noise.
     pub(crate) fn strength(&self) -> Result<f64> {
-        if !self.control_scale.is_finite() {
-            return Err(Error::Usage(format!("the control scale is {}; give a finite number", self.control_scale)));
+        for choice in &self.controls {
+            check_scale(choice.scale)?;
         }
         Ok(if self.content.is_some() { self.strength } else { 1.0 })
     }
@@ -165,13 +167,18 @@ impl Order {
                 StyleChoice::Word(word) => json!({ "word": word }),
             })
             .collect();
+        let picture = |frame: &Frame| {
+            json!({"width": frame.width(), "height": frame.height(), "sha256": sha256(frame.rgb().iter().copied())})
+        };
+        let control = |choice: &ControlChoice| {
+            json!({"control": choice.control, "scale": choice.scale, "image": choice.image.as_ref().map(picture)})
+        };
+        let scales: Map<_, _> = self.controls.iter().map(|c| (c.control.name().to_owned(), c.scale.into())).collect();
         Ok(json!({
             "prompt": self.prompt_text()?,
             "negative": self.negative,
             "styles": styles,
-            "content": self.content.as_ref().map(|frame| json!({
-                "width": frame.width(), "height": frame.height(), "sha256": sha256(frame.rgb().iter().copied()),
-            })),
+            "content": self.content.as_ref().map(picture),
             "size": [self.size.0, self.size.1],
             "steps": self.steps,
             "strength": self.strength()?,
@@ -182,7 +189,8 @@ impl Order {
                 "prompt": self.guidance.prompt,
                 "form": format!("{:?}", self.guidance.form).to_lowercase(),
             },
-            "control_scale": self.control_scale,
+            "control_scale": if scales.is_empty() { json!(0.0) } else { scales.into() },
+            "controls": self.controls.iter().map(control).collect::<Vec<_>>(),
             "inversion": match self.inversion { Inversion::Noise => "noise", Inversion::Ddim => "ddim" },
             "seed": self.seed,
         }))

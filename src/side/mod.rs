@@ -1,5 +1,9 @@
 //! The frozen helpers beside the networks: the VAE, and control pictures.
 
+pub mod canny;
+pub mod control;
+pub mod depth;
+pub mod line_art;
 mod onnx;
 pub mod soft_edges;
 pub mod vae;

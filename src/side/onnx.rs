@@ -52,6 +52,11 @@ impl OnnxModel {
         }
     }
 
+    /// What is wrong with what the network does.
+    pub(super) fn fault(&self, what: String) -> Error {
+        Error::file(&self.path, what)
+    }
+
     fn plan(&self, dims: &[usize]) -> Result<Plan> {
         let mut plans = self.plans.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(plan) = plans.get(dims) {

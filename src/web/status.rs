@@ -7,6 +7,7 @@ use super::guard::Caller;
 use super::share::qr_svg;
 use crate::camera::SUPPORTED_FORMATS;
 use crate::daemon::{Health, Status};
+use crate::bundle::control::Control;
 use crate::painter::{CONTROL_SCALE, GUIDANCE, NEGATIVE, Request, STRENGTH};
 use crate::sampler::Sampler;
 use axum::Extension;
@@ -106,8 +107,11 @@ pub(super) struct Kiosk {
     native_size: usize,
     /// Sides of pictures are multiples of so many pixels.
     size_step: usize,
-    /// Whether the model's ControlNet reads photographs' edges.
+    /// Whether a ControlNet of the model reads photographs.
     control: bool,
+    /// What its ControlNets look at.
+    #[schema(value_type = Vec<String>)]
+    controls: Vec<Control>,
     samplers: Vec<&'static str>,
     defaults: Defaults,
     /// Formats of pictures that are taken.
@@ -155,7 +159,8 @@ pub(super) async fn kiosk(State(site): State<Site>, Extension(Caller(role)): Ext
         bundle: bundle.name(),
         native_size: bundle.native_size(),
         size_step: bundle.size_step(),
-        control: bundle.controlnet.is_some() && bundle.foreign_control().is_none(),
+        control: bundle.controlnets.iter().any(|net| bundle.can_draw(net.control)),
+        controls: bundle.controlnets.iter().map(|net| net.control).collect(),
         samplers: Sampler::ALL.map(Sampler::name).to_vec(),
         defaults: Defaults {
             painting: config.painting.wish.clone(),

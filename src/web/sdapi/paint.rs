@@ -177,7 +177,7 @@ fn wish_of(
         steps: order.steps,
         sampler: sampler(order, &mut notes)?,
         guidance: order.cfg_scale,
-        control_scale: content.is_some().then_some(control.weight),
+        control_scale: content.is_some().then_some(crate::painter::ControlScale::Alone(control.weight)),
         size: size.transpose().map_err(Problem::wish)?,
         seed: order.seed.and_then(|seed| u64::try_from(seed).ok()),
         ..Wish::default()

@@ -57,12 +57,7 @@ impl Painter {
     ///
     /// # Errors
     /// As [`Painter::paint`].
-    pub fn paint_with(
-        &self,
-        order: &Order,
-        controls: &[ControlPicture],
-        on_step: &mut OnStep<'_>,
-    ) -> Result<Canvas> {
+    pub fn paint_with(&self, order: &Order, controls: &[ControlPicture], on_step: &mut OnStep<'_>) -> Result<Canvas> {
         self.decode(&self.paint_latent_with(order, controls, on_step)?)
     }
 

@@ -7,8 +7,9 @@ mod reference;
 use bundle::{Tensors, f32_bytes};
 use pleinair::bundle::Bundle;
 use pleinair::bundle::manifest::Manifest;
+use pleinair::bundle::control::Control;
 use pleinair::camera::Frame;
-use pleinair::painter::{Inversion, Order, Painter};
+use pleinair::painter::{ControlChoice, Inversion, Order, Painter};
 use pleinair::prompt::Template;
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler, TorchRng};
 use pleinair::train::{Batch, Lesson, Prompts, Study, gradient};
@@ -42,7 +43,7 @@ fn order(content: bool) -> Order {
         strength: 0.8,
         sampler: Sampler::DpmSolverPp2M,
         guidance: Guidance::new(0.0, 0.0, 3.0, GuidanceForm::Paper).unwrap(),
-        control_scale: 0.8,
+        controls: vec![ControlChoice::of_content(Control::SoftEdge, 0.8)],
         inversion: Inversion::Noise,
         seed: 11,
     }

@@ -80,7 +80,12 @@ fn depth_maps_are_those_of_onnxruntime_and_transformers() {
 
             let shown = reference.tensor(&format!("{key}.pixels"));
             let want = reference.tensor(&format!("{key}.answer"));
-            assert_close(&depth.answer(&shown).unwrap().unsqueeze(0).unwrap(), &reference, &format!("{key}.answer"), ROUNDING);
+            assert_close(
+                &depth.answer(&shown).unwrap().unsqueeze(0).unwrap(),
+                &reference,
+                &format!("{key}.answer"),
+                ROUNDING,
+            );
             assert_eq!(want.rank(), 3);
 
             let unit = depth.unit(&photograph).unwrap();
@@ -195,7 +200,8 @@ fn two_controlnets_speak_together_as_in_diffusers() {
     assert_eq!(kinds, [(Control::SoftEdge, "controlnet"), (Control::Depth, "controlnet_depth")]);
 
     let states = Conditioning(reference.tensor("states"));
-    let timesteps: Vec<f64> = reference.tensor("timesteps").to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect();
+    let timesteps: Vec<f64> =
+        reference.tensor("timesteps").to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect();
     let sample = reference.tensor("sample");
     let mut said = vec![];
     for (i, (control, _)) in kinds.iter().enumerate() {

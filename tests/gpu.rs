@@ -6,10 +6,11 @@ mod reference;
 
 use candle_core::Tensor;
 use pleinair::bundle::Bundle;
+use pleinair::bundle::control::Control;
 use pleinair::camera::Frame;
 use pleinair::canvas::psnr;
 use pleinair::net::Unet;
-use pleinair::painter::{Inversion, Order, Painter, StyleChoice};
+use pleinair::painter::{ControlChoice, Inversion, Order, Painter, StyleChoice};
 use pleinair::prompt::{Conditioning, Template};
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler, TorchRng};
 use pleinair::style::Style;
@@ -47,7 +48,7 @@ fn order(painter: &Painter) -> Order {
         strength: 0.8,
         sampler: Sampler::UniPc,
         guidance: Guidance::new(1.0, 2.0, 3.0, GuidanceForm::Paper).unwrap(),
-        control_scale: 0.8,
+        controls: vec![ControlChoice::of_content(Control::SoftEdge, 0.8)],
         inversion: Inversion::Noise,
         seed: 11,
     }

@@ -4,9 +4,10 @@
 mod reference;
 
 use candle_core::{DType, Tensor};
+use pleinair::bundle::control::Control;
 use pleinair::camera::Frame;
 use pleinair::canvas::{Canvas, psnr};
-use pleinair::painter::{Inversion, Order, Painter, StyleChoice};
+use pleinair::painter::{ControlChoice, Inversion, Order, Painter, StyleChoice};
 use pleinair::prompt::Template;
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::style::Style;
@@ -35,7 +36,7 @@ fn order(reference: &Reference, sampler: Sampler) -> Order {
         strength: 1.0,
         sampler,
         guidance: Guidance::new(0.0, 0.0, number("guidance"), GuidanceForm::Paper).unwrap(),
-        control_scale: 0.0,
+        controls: vec![],
         inversion: Inversion::Noise,
         seed: number("seed") as u64,
     }
@@ -115,7 +116,7 @@ fn transfer_order(reference: &Reference, painter: &Painter) -> Order {
         styles: vec![StyleChoice::Learned(style)],
         content: Some(Frame::new(width, height, rgb).unwrap()),
         strength: recipe["strength"].as_f64().unwrap(),
-        control_scale: recipe["control_scale"].as_f64().unwrap(),
+        controls: vec![ControlChoice::of_content(Control::SoftEdge, recipe["control_scale"].as_f64().unwrap())],
         ..order(reference, Sampler::UniPc)
     }
 }

@@ -3,7 +3,7 @@
 use pleinair::bundle::Bundle;
 use pleinair::camera::Frame;
 use pleinair::net::Latent;
-use pleinair::painter::{Inversion, Order, Painter};
+use pleinair::painter::{ControlChoice, Inversion, Order, Painter};
 use pleinair::prompt::Template;
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
 use pleinair::{Error, Result};
@@ -17,18 +17,19 @@ const PROMPTS: [&str; 4] = [
     "a drawing of a boat on the sea",
 ];
 
-/// A short painting. Every second one of a model with a ControlNet of soft edges paints a picture, the first included, so
+/// A short painting. Every second one of a model with a ControlNet that reads photographs paints a picture, the first included, so
 /// that a single one shows all networks at work; the others begin from noise alone.
 ///
 /// # Errors
 /// If the guidance cannot be had, which would be a mistake here.
 pub fn order(bundle: &Bundle, seed: usize, steps: usize, guidance: f64) -> Result<Order> {
     let size = trial_size(bundle);
-    let controlled = bundle.controlnet.is_some() && bundle.foreign_control().is_none();
-    let content = match controlled && seed.is_multiple_of(2) {
+    let drawn: Vec<_> = bundle.controlnets.iter().map(|net| net.control).filter(|c| bundle.can_draw(*c)).collect();
+    let content = match !drawn.is_empty() && seed.is_multiple_of(2) {
         true => Some(scene(size.0, size.1, seed)?),
         false => None,
     };
+    let content_there = content.is_some();
     Ok(Order {
         prompt: Template::parse(PROMPTS[seed % PROMPTS.len()])?,
         negative: String::new(),
@@ -39,7 +40,10 @@ pub fn order(bundle: &Bundle, seed: usize, steps: usize, guidance: f64) -> Resul
         strength: 0.8,
         sampler: Sampler::DpmSolverPp2M,
         guidance: Guidance::new(0.0, 0.0, guidance, GuidanceForm::Paper)?,
-        control_scale: 0.8,
+        controls: match content_there {
+            true => drawn.into_iter().map(|control| ControlChoice::of_content(control, 0.8)).collect(),
+            false => vec![],
+        },
         inversion: Inversion::Noise,
         seed: seed as u64,
     })

@@ -40,8 +40,12 @@ pub struct ModelIndex {
 impl ModelIndex {
     /// Refuses pipelines of another family by name.
     pub(super) fn check(&self, folder: &Path) -> Result<()> {
-        let known = ["StableDiffusionPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionImg2ImgPipeline",
-            "StableDiffusionControlNetImg2ImgPipeline"];
+        let known = [
+            "StableDiffusionPipeline",
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
+        ];
         if known.contains(&self.class_name.as_str()) {
             return Ok(());
         }

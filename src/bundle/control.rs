@@ -126,7 +126,8 @@ pub(super) fn controlnets_of_folder(folder: &Path) -> Result<Vec<ControlNetPart>
         let own = part.strip_prefix("controlnet_").and_then(|suffix| suffix.parse().ok());
         let first = (part == "controlnet").then_some(Control::SoftEdge);
         let Some(control) = own.or(origin).or(first) else {
-            problems.push(format!("{part}: does not say what it looks at; rename the folder, such as controlnet_depth"));
+            problems
+                .push(format!("{part}: does not say what it looks at; rename the folder, such as controlnet_depth"));
             continue;
         };
         if let Some(other) = found.iter().find(|other| other.control == control) {

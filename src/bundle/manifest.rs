@@ -172,7 +172,8 @@ pub fn further_part(control: Control) -> String {
 impl Manifest {
     /// The ControlNets by name, the first one first.
     pub fn all_controlnets(&self) -> impl Iterator<Item = (String, Control, &Network<ControlNetConfig>)> {
-        let first = self.controlnet.iter().map(|net| ("controlnet".into(), self.control.unwrap_or(Control::SoftEdge), net));
+        let first =
+            self.controlnet.iter().map(|net| ("controlnet".into(), self.control.unwrap_or(Control::SoftEdge), net));
         first.chain(self.controlnets.iter().map(|(control, net)| (further_part(*control), *control, net)))
     }
 
@@ -216,7 +217,11 @@ impl Manifest {
         }
         let networks = if manifest.controlnet.is_some() { &WITH_CONTROLNET[..] } else { &WITH_CONTROLNET[1..] };
         let further = manifest.controlnets.keys().map(|control| further_file(*control));
-        match networks.iter().map(|name| (*name).to_owned()).chain(further).find(|name| !manifest.files.contains_key(name))
+        match networks
+            .iter()
+            .map(|name| (*name).to_owned())
+            .chain(further)
+            .find(|name| !manifest.files.contains_key(name))
         {
             Some(missing) => Err(format!("has no checksum of {missing}, which every such bundle has; {again}")),
             None => Ok(manifest),

@@ -2,11 +2,11 @@
 
 use super::paint::plain_order;
 use super::{model, place, print, print_json};
+use pleinair::bundle::control::Control;
 use pleinair::bundle::manifest::{self, Dtype, FileEntry, Manifest};
 use pleinair::bundle::weights::Weights;
 use pleinair::bundle::{Bundle, folder_name};
 use pleinair::net::{ControlNet, TextEncoder, Unet};
-use pleinair::bundle::control::Control;
 use pleinair::painter::Painter;
 use pleinair::profile::Profile;
 use pleinair::prompt::{Template, Tokenizer};
@@ -99,7 +99,8 @@ struct Packing {
 
 impl Packing {
     fn of(manifest: &Manifest) -> Self {
-        let networks = [&manifest.unet.layers].into_iter().chain(manifest.all_controlnets().map(|(.., net)| &net.layers));
+        let networks =
+            [&manifest.unet.layers].into_iter().chain(manifest.all_controlnets().map(|(.., net)| &net.layers));
         let layers = networks.flat_map(|layers| layers.values());
         Packing {
             dtype: manifest.dtype,
@@ -327,10 +328,15 @@ impl Report {
                 line(name, format!("{:.1} million parameters", *parameters as f64 / 1e6));
             }
             for ControlEntry { control, from_photographs } in &model.controls {
-                line("control", match from_photographs {
-                    true => format!("{control} pictures, made of photographs"),
-                    false => format!("{control} pictures, which have to be given: the model has no network for them"),
-                });
+                line(
+                    "control",
+                    match from_photographs {
+                        true => format!("{control} pictures, made of photographs"),
+                        false => {
+                            format!("{control} pictures, which have to be given: the model has no network for them")
+                        }
+                    },
+                );
             }
             for File { path, bytes, sha256 } in &model.files {
                 line("file", format!("{sha256} {:>10}  {path}", binary(*bytes)));

@@ -85,7 +85,8 @@ impl<'a> Guided<'a> {
         };
         let vectors: Vec<_> = self.styles.iter().zip(stages).map(vector).collect::<candle_core::Result<_>>()?;
         let states = self.painter.text.forward(&self.painter.text.embed(tokens, &vectors)?)?;
-        let controls = self.controls.iter().map(|control| control.net.get()?.text_kv(&states)).collect::<Result<_>>()?;
+        let controls =
+            self.controls.iter().map(|control| control.net.get()?.text_kv(&states)).collect::<Result<_>>()?;
         let text = Rc::new(Text { unet: self.painter.unet()?.text_kv(&states)?, controls });
         self.texts.insert(key, text.clone());
         Ok(text)

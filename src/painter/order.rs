@@ -167,12 +167,8 @@ impl Order {
                 StyleChoice::Word(word) => json!({ "word": word }),
             })
             .collect();
-        let picture = |frame: &Frame| {
-            json!({"width": frame.width(), "height": frame.height(), "sha256": sha256(frame.rgb().iter().copied())})
-        };
-        let control = |choice: &ControlChoice| {
-            json!({"control": choice.control, "scale": choice.scale, "image": choice.image.as_ref().map(picture)})
-        };
+        let picture = |frame: &Frame| json!({"width": frame.width(), "height": frame.height(), "sha256": sha256(frame.rgb().iter().copied())});
+        let control = |choice: &ControlChoice| json!({"control": choice.control, "scale": choice.scale, "image": choice.image.as_ref().map(picture)});
         let scales: Map<_, _> = self.controls.iter().map(|c| (c.control.name().to_owned(), c.scale.into())).collect();
         Ok(json!({
             "prompt": self.prompt_text()?,

@@ -46,7 +46,8 @@ impl Depth {
         let grown = bicubic(&answer, columns, rows, frame.width(), frame.height());
         let (least, most) = grown.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, m), &v| (l.min(v), m.max(v)));
         if !grown.iter().all(|value| value.is_finite()) {
-            let remedy = "the network is damaged, or its preprocessing is not its own; convert the model again".to_owned();
+            let remedy =
+                "the network is damaged, or its preprocessing is not its own; convert the model again".to_owned();
             return Err(Error::NotFinite { what: "a depth".into(), remedy });
         }
         if !(most > least) {

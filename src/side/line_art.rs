@@ -55,7 +55,8 @@ impl LineArt {
         let answer = self.model.run(&Tensor::from_vec(planes, (1, 3, height, width), &Device::Cpu)?)?;
         if answer.dims() != [1, 1, height, width] {
             let found = answer.dims();
-            let what = format!("answers with {found:?} to a picture of {width}x{height}, wanted [1, 1, {height}, {width}]");
+            let what =
+                format!("answers with {found:?} to a picture of {width}x{height}, wanted [1, 1, {height}, {width}]");
             return Err(self.model.fault(what));
         }
         let paper = answer.flatten_all()?.to_vec1::<f32>()?;

@@ -4,6 +4,7 @@ pub mod canny;
 pub mod control;
 pub mod depth;
 pub mod line_art;
+mod expand;
 mod onnx;
 pub mod soft_edges;
 pub mod vae;

@@ -33,7 +33,7 @@ impl OnnxModel {
     /// If it is not ONNX.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let model =
-            tract_onnx::onnx().model_for_path(path).map_err(|e| Error::file(path, format!("not ONNX: {e:#}")))?;
+            super::expand::onnx().model_for_path(path).map_err(|e| Error::file(path, format!("not ONNX: {e:#}")))?;
         Ok(OnnxModel { path: path.to_path_buf(), model, plans: Mutex::default(), threads: OnceLock::new() })
     }
 

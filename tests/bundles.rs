@@ -6,8 +6,8 @@ mod reference;
 
 use bundle::{Tensors, f32_bytes};
 use pleinair::bundle::Bundle;
-use pleinair::bundle::manifest::Manifest;
 use pleinair::bundle::control::Control;
+use pleinair::bundle::manifest::Manifest;
 use pleinair::camera::Frame;
 use pleinair::painter::{ControlChoice, Inversion, Order, Painter};
 use pleinair::prompt::Template;

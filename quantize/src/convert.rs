@@ -11,7 +11,7 @@ use crate::rules::{self, Rule};
 use crate::source::{Options, Part, Source};
 use crate::tensors::{self, TensorSpec};
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
-use pleinair::bundle::manifest::{Control, Dtype, FORMAT, Manifest, Network as Entry, Target};
+use pleinair::bundle::manifest::{Control, Dtype, FORMAT, Manifest, Network as Entry, Target, further_part};
 use pleinair::bundle::weights::Packing;
 use pleinair::bundle::{Bundle, manifest};
 use pleinair::painter::Painter;
@@ -40,9 +40,9 @@ pub struct Convert {
     /// A ControlNet to go with it, as a diffusers folder or a single file; a folder's own is taken without asking
     #[arg(long, value_name = "DIR|FILE")]
     pub controlnet: Option<PathBuf>,
-    /// What the ControlNet looks at: soft-edge, depth or canny
-    #[arg(long, value_parser = one_of::<Control>, default_value = "soft-edge")]
-    pub control: Control,
+    /// What the ControlNet looks at: soft-edge, depth, canny or lineart [default: what its folder says, else soft-edge]
+    #[arg(long, value_parser = one_of::<Control>)]
+    pub control: Option<Control>,
     /// A LoRA to fold in, with its weight (repeatable)
     #[arg(long, value_name = "FILE:WEIGHT", value_parser = lora)]
     pub lora: Vec<(PathBuf, f32)>,
@@ -52,9 +52,13 @@ pub struct Convert {
     /// A small decoder for previews: AutoencoderTiny as a folder or .safetensors, or a decoder as .onnx
     #[arg(long, value_name = "DIR|FILE")]
     pub tiny_vae: Option<PathBuf>,
-    /// A depth estimator to include, as .onnx
+    /// A depth estimator to include, as .onnx with its preprocessor_config.json beside it; a folder's own in
+    /// depth_estimator/ is taken without asking
     #[arg(long, value_name = "FILE")]
     pub depth: Option<PathBuf>,
+    /// A network that draws lines to include, as .onnx; a folder's own in lineart/ is taken without asking
+    #[arg(long, value_name = "FILE")]
+    pub lineart: Option<PathBuf>,
     /// The folder whose config.json files describe a single-file checkpoint that has not Stable Diffusion 1.5's shape
     #[arg(long, value_name = "DIR")]
     pub config: Option<PathBuf>,
@@ -125,9 +129,8 @@ impl fmt::Display for Summary {
         for (name, entry) in &manifest.files {
             writeln!(f, "{name:<width$} {:>9.1} MB", entry.bytes as f64 / 1e6)?;
         }
-        let networks =
-            [Some(("unet", &manifest.unet.layers)), manifest.controlnet.as_ref().map(|n| ("controlnet", &n.layers))];
-        for (name, layers) in networks.into_iter().flatten() {
+        let controlnets = manifest.all_controlnets().map(|(part, _, net)| (part, &net.layers));
+        for (name, layers) in [("unet", &manifest.unet.layers)].into_iter().chain(controlnets) {
             let as_asked = layers.values().filter(|layer| layer.dtype == manifest.dtype).count();
             let kept = layers.values().filter(|layer| layer.dtype > manifest.dtype).count();
             writeln!(f, "{name}: {} layers, {as_asked} {dtype}, {kept} kept finer than {dtype}", layers.len())?;
@@ -156,6 +159,7 @@ impl fmt::Display for Summary {
 struct Networks {
     unet: Network,
     controlnet: Option<Network>,
+    further: Vec<(Control, Network)>,
     text_encoder: Network,
 }
 
@@ -224,7 +228,8 @@ impl Convert {
             _ => {}
         }
         // --force must not delete what is being read
-        let named = [&self.controlnet, &self.vae, &self.tiny_vae, &self.depth, &self.config, &self.tokenizer];
+        let named =
+            [&self.controlnet, &self.vae, &self.tiny_vae, &self.depth, &self.lineart, &self.config, &self.tokenizer];
         let named = named.into_iter().flatten().chain(self.lora.iter().map(|(file, _)| file)).chain([&self.from]);
         let Ok(out) = self.out.canonicalize() else { return Ok(()) };
         match named.into_iter().find(|path| path.canonicalize().is_ok_and(|path| path.starts_with(&out))) {
@@ -235,6 +240,12 @@ impl Convert {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// What the first ControlNet looks at. One that is named beside a folder is not the folder's own.
+    fn first_control(&self, source: &Source) -> Control {
+        let own = source.control().filter(|_| self.controlnet.is_none());
+        self.control.or(own).unwrap_or(Control::SoftEdge)
     }
 
     fn open(&self) -> Result<Source> {
@@ -257,12 +268,17 @@ impl Convert {
             dtype: self.dtype,
             source: self.source.clone(),
             license: self.license.clone(),
-            control: source.has(Part::ControlNet).then_some(self.control),
+            control: source.has(Part::ControlNet).then(|| self.first_control(source)),
             unet: self.entry::<UnetConfig>(source, Part::Unet, "UNet2DConditionModel")?,
             controlnet: match source.has(Part::ControlNet) {
                 true => Some(self.entry::<ControlNetConfig>(source, Part::ControlNet, "ControlNetModel")?),
                 false => None,
             },
+            controlnets: {
+                let entry = |control| Ok((control, self.entry(source, Part::Further(control), "ControlNetModel")?));
+                source.further().map(entry).collect::<Result<_>>()?
+            },
+            depth: self.depth_preprocessing()?,
             text_encoder: self.entry::<TextConfig>(source, Part::TextEncoder, "CLIPTextModel")?,
             vae: Entry {
                 kind: match vae {
@@ -298,12 +314,18 @@ impl Convert {
         let unet = &manifest.unet.config;
         let text = tensors::text_encoder(&manifest.text_encoder.config);
         let controlnet = manifest.controlnet.as_ref().map(|net| tensors::controlnet(&net.config, unet));
+        let further = manifest.controlnets.iter();
+        let further: Vec<_> =
+            further.map(|(control, net)| (*control, tensors::controlnet(&net.config, unet))).collect();
         let unet = tensors::unet(unet);
         let mut problems = vec![];
         missing(source, Part::Unet, &unet, &mut problems);
         missing(source, Part::TextEncoder, &text, &mut problems);
         if let Some(controlnet) = &controlnet {
             missing(source, Part::ControlNet, controlnet, &mut problems);
+        }
+        for (control, tensors) in &further {
+            missing(source, Part::Further(*control), tensors, &mut problems);
         }
         if !problems.is_empty() {
             return Err(Error::Model { folder: self.from.clone(), problems });
@@ -313,6 +335,10 @@ impl Convert {
         Ok(Networks {
             unet: network("unet", &unet),
             controlnet: controlnet.map(|tensors| network("controlnet", &tensors)),
+            further: further
+                .into_iter()
+                .map(|(control, tensors)| (control, network(further_part(control), &tensors)))
+                .collect(),
             text_encoder: network("text_encoder", &text),
         })
     }
@@ -351,20 +377,26 @@ fn missing(source: &Source, part: Part, tensors: &[TensorSpec], problems: &mut V
 
 impl Networks {
     fn each(&self) -> impl Iterator<Item = &Network> {
-        [&self.unet].into_iter().chain(&self.controlnet).chain([&self.text_encoder])
+        let further = self.further.iter().map(|(_, network)| network);
+        [&self.unet].into_iter().chain(&self.controlnet).chain(further).chain([&self.text_encoder])
     }
 
     /// Those that may become int8.
     fn quantised(&mut self) -> Vec<&mut Network> {
-        [&mut self.unet].into_iter().chain(&mut self.controlnet).collect()
+        let further = self.further.iter_mut().map(|(_, network)| network);
+        [&mut self.unet].into_iter().chain(&mut self.controlnet).chain(further).collect()
     }
 
     fn write(&self, source: &Source, folder: &Path, manifest: &mut Manifest, interrupted: &AtomicBool) -> Result<()> {
+        let further = self.further.iter().map(|(control, network)| (Some(network), Part::Further(*control)));
         for (network, part) in [
             (Some(&self.unet), Part::Unet),
             (self.controlnet.as_ref(), Part::ControlNet),
             (Some(&self.text_encoder), Part::TextEncoder),
-        ] {
+        ]
+        .into_iter()
+        .chain(further)
+        {
             let Some(network) = network else { continue };
             let name = format!("{}.safetensors", network.part);
             let read = |tensor: &str| source.read(part, tensor);
@@ -378,6 +410,12 @@ impl Networks {
         if let (Some(entry), Some(network)) = (&mut manifest.controlnet, &self.controlnet) {
             entry.layers = network.manifest();
             entry.parameters = network.parameters();
+        }
+        for (control, network) in &self.further {
+            if let Some(entry) = manifest.controlnets.get_mut(control) {
+                entry.layers = network.manifest();
+                entry.parameters = network.parameters();
+            }
         }
         Ok(())
     }

@@ -63,17 +63,23 @@ pub fn inspect(folder: &Path) -> Result<Inspection> {
     let unet: Option<UnetConfig> = found.config("unet");
     let text: Option<TextConfig> = found.config("text_encoder");
     let vae: Option<VaeConfig> = found.config("vae");
-    let controlnet: Option<ControlNetConfig> =
-        folder.join("controlnet").is_dir().then(|| found.config("controlnet")).flatten();
     let bundle = found.problem_of(Bundle::open(folder));
+    let controlnets: Vec<String> = match &bundle {
+        Some(bundle) => bundle.controlnets.iter().map(|net| net.part.clone()).collect(),
+        None => ["controlnet".to_owned()].into_iter().filter(|part| folder.join(part).is_dir()).collect(),
+    };
 
     let expected = |list: &dyn Fn(&Bundle) -> Vec<TensorSpec>| bundle.as_ref().map(list);
     found.weights("text_encoder", expected(&|b| tensors::text_encoder(&b.text)), text.map(text_line));
     found.weights("unet", expected(&|b| tensors::unet(&b.unet)), unet.map(unet_line));
-    if folder.join("controlnet").is_dir() {
-        let expected = bundle.as_ref().and_then(|b| Some(tensors::controlnet(b.controlnet.as_ref()?, &b.unet)));
-        found.weights("controlnet", expected, controlnet.map(controlnet_line));
-    } else {
+    for part in &controlnets {
+        let config: Option<ControlNetConfig> = found.config(part);
+        let net =
+            bundle.as_ref().and_then(|bundle| Some((bundle, bundle.controlnets.iter().find(|n| n.part == *part)?)));
+        let expected = net.map(|(bundle, net)| tensors::controlnet(&net.config, &bundle.unet));
+        found.weights(part, expected, config.map(controlnet_line));
+    }
+    if controlnets.is_empty() {
         found.notes.push("controlnet: none; photographs are painted without soft edges".into());
     }
     if bundle.is_none() {

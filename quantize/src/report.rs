@@ -152,7 +152,8 @@ fn repainting_loss(
     interrupted: &AtomicBool,
 ) -> Result<f64> {
     let frame = pleinair::camera::Frame::new(picture.width(), picture.height(), picture.rgb().to_vec())?;
-    let order = pleinair::painter::Order { content: Some(frame), strength: 0.3, ..order.clone() };
+    let controls = trial::controls(source.bundle());
+    let order = pleinair::painter::Order { content: Some(frame), controls, strength: 0.3, ..order.clone() };
     let distance = |painter: &Painter| psnr(&painter.decode(&trial::latent(painter, &order, interrupted)?)?, picture);
     Ok(distance(source)? - distance(bundle)?)
 }
@@ -170,11 +171,12 @@ impl Report {
         let (source, bundle) = (Painter::open(&self.against)?, Painter::new(bundle)?);
         let (mut layers, mut bytes_before, mut bytes_after) = (vec![], 0, 0);
         for (part, pieces) in networks(bundle.bundle()) {
-            let (before, after) = (source.bundle().weights(part)?, bundle.bundle().weights(part)?);
+            let (before, after) =
+                (source.bundle().weights(&part_of(&source, &bundle, &part))?, bundle.bundle().weights(&part)?);
             bytes_before += before.bytes();
             bytes_after += after.bytes();
             for piece in pieces.iter().filter(|piece| piece.is_matrix()) {
-                layers.push(LayerFinding::compare(part, piece, &before, &after)?);
+                layers.push(LayerFinding::compare(&part, piece, &before, &after)?);
             }
             before.finish()?;
             after.finish()?;
@@ -204,13 +206,21 @@ impl Report {
 }
 
 /// The networks of a bundle and what they consist of.
-pub(crate) fn networks(bundle: &Bundle) -> Vec<(&'static str, Vec<Piece>)> {
-    let mut all = vec![("unet", pieces(&tensors::unet(&bundle.unet)))];
-    if let Some(controlnet) = &bundle.controlnet {
-        all.push(("controlnet", pieces(&tensors::controlnet(controlnet, &bundle.unet))));
+pub(crate) fn networks(bundle: &Bundle) -> Vec<(String, Vec<Piece>)> {
+    let mut all = vec![("unet".to_owned(), pieces(&tensors::unet(&bundle.unet)))];
+    for net in &bundle.controlnets {
+        all.push((net.part.clone(), pieces(&tensors::controlnet(&net.config, &bundle.unet))));
     }
-    all.push(("text_encoder", pieces(&tensors::text_encoder(&bundle.text))));
+    all.push(("text_encoder".to_owned(), pieces(&tensors::text_encoder(&bundle.text))));
     all
+}
+
+/// What a part of the bundle is called in the model: its ControlNets may have other names.
+fn part_of(source: &Painter, bundle: &Painter, part: &str) -> String {
+    let own = bundle.bundle().controlnets.iter().find(|net| net.part == part);
+    let first = source.bundle().controlnets.first();
+    let found = own.and_then(|own| source.bundle().controlnet(own.control).or(first));
+    found.map_or(part.to_owned(), |net| net.part.clone())
 }
 
 impl LayerFinding {

@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// timestep and what reads a control picture. They are a thousandth of the weights, and every error they make is in
 /// every pixel. The text encoder runs once a prompt.
 const FINE: [&str; 5] =
-    ["*.conv_in", "*.conv_out", "*.time_embedding.*", "controlnet.controlnet_cond_embedding.*", "text_encoder.*"];
+    ["*.conv_in", "*.conv_out", "*.time_embedding.*", "controlnet*.controlnet_cond_embedding.*", "text_encoder.*"];
 
 /// `PATTERN=DTYPE`, from the command line.
 #[derive(Debug, Clone)]

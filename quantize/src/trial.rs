@@ -24,29 +24,31 @@ const PROMPTS: [&str; 4] = [
 /// If the guidance cannot be had, which would be a mistake here.
 pub fn order(bundle: &Bundle, seed: usize, steps: usize, guidance: f64) -> Result<Order> {
     let size = trial_size(bundle);
-    let drawn: Vec<_> = bundle.controlnets.iter().map(|net| net.control).filter(|c| bundle.can_draw(*c)).collect();
-    let content = match !drawn.is_empty() && seed.is_multiple_of(2) {
+    let controls = controls(bundle);
+    let content = match !controls.is_empty() && seed.is_multiple_of(2) {
         true => Some(scene(size.0, size.1, seed)?),
         false => None,
     };
-    let content_there = content.is_some();
     Ok(Order {
         prompt: Template::parse(PROMPTS[seed % PROMPTS.len()])?,
         negative: String::new(),
         styles: vec![],
-        content,
         size,
         steps,
         strength: 0.8,
         sampler: Sampler::DpmSolverPp2M,
         guidance: Guidance::new(0.0, 0.0, guidance, GuidanceForm::Paper)?,
-        controls: match content_there {
-            true => drawn.into_iter().map(|control| ControlChoice::of_content(control, 0.8)).collect(),
-            false => vec![],
-        },
+        controls: if content.is_some() { controls } else { vec![] },
+        content,
         inversion: Inversion::Noise,
         seed: seed as u64,
     })
+}
+
+/// Every ControlNet that this program can make pictures for, looking at the photograph.
+pub fn controls(bundle: &Bundle) -> Vec<ControlChoice> {
+    let kinds = bundle.controlnets.iter().map(|net| net.control).filter(|control| bundle.can_draw(*control));
+    kinds.map(|control| ControlChoice::of_content(control, 0.8)).collect()
 }
 
 /// The model's own size, but no more than 256 pixels a side: a quantised layer errs alike at every size.

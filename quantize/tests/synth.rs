@@ -67,7 +67,7 @@ fn a_tiny_model_loads_and_its_networks_give_sane_numbers() {
         make(&Synth { dtype, ..tiny(7, &out) }).unwrap();
         let bundle = Bundle::open(&out).unwrap();
         let (encoder, unet) = (TextEncoder::load(&bundle).unwrap(), Unet::load(&bundle).unwrap());
-        let controlnet = ControlNet::load(&bundle).unwrap();
+        let controlnet = ControlNet::load(&bundle, pleinair::bundle::control::Control::SoftEdge).unwrap();
         let tokenizer = Tokenizer::open(bundle.tokenizer()).unwrap();
 
         let tokens = Template::parse("A photo of the sea").unwrap().tokens(&tokenizer, &[]).unwrap();

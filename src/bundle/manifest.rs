@@ -165,15 +165,19 @@ fn further_file(control: Control) -> String {
 }
 
 /// The name of a ControlNet that is not the first.
-pub fn further_part(control: Control) -> String {
-    format!("controlnet_{}", control.slug())
+pub fn further_part(control: Control) -> &'static str {
+    match control {
+        Control::SoftEdge => "controlnet_softedge",
+        Control::Depth => "controlnet_depth",
+        Control::Canny => "controlnet_canny",
+        Control::LineArt => "controlnet_lineart",
+    }
 }
 
 impl Manifest {
     /// The ControlNets by name, the first one first.
-    pub fn all_controlnets(&self) -> impl Iterator<Item = (String, Control, &Network<ControlNetConfig>)> {
-        let first =
-            self.controlnet.iter().map(|net| ("controlnet".into(), self.control.unwrap_or(Control::SoftEdge), net));
+    pub fn all_controlnets(&self) -> impl Iterator<Item = (&'static str, Control, &Network<ControlNetConfig>)> {
+        let first = self.controlnet.iter().map(|net| ("controlnet", self.control.unwrap_or(Control::SoftEdge), net));
         first.chain(self.controlnets.iter().map(|(control, net)| (further_part(*control), *control, net)))
     }
 

@@ -98,7 +98,11 @@ impl Bundle {
             vae: manifest.vae.config.clone(),
             controlnets: manifest
                 .all_controlnets()
-                .map(|(part, control, net)| ControlNetPart { control, part, config: net.config.clone() })
+                .map(|(part, control, net)| ControlNetPart {
+                    control,
+                    part: part.to_owned(),
+                    config: net.config.clone(),
+                })
                 .collect(),
             manifest: Some(manifest),
             probe: None,
@@ -173,7 +177,7 @@ impl Bundle {
         match part {
             "unet" => Some(manifest.unet.parameters),
             "text_encoder" => Some(manifest.text_encoder.parameters),
-            other => manifest.all_controlnets().find(|(part, ..)| part == other).map(|(.., net)| net.parameters),
+            other => manifest.all_controlnets().find(|(part, ..)| *part == other).map(|(.., net)| net.parameters),
         }
     }
 

@@ -4,6 +4,7 @@ use super::Convert;
 use crate::folder::write_synced;
 use crate::onnx::{self, FileTensors, Storage, VaeKind};
 use crate::source::{Part, Source};
+use pleinair::bundle::control::Preprocessing;
 use pleinair::bundle::manifest::{Dtype, FileEntry, Manifest};
 use pleinair::bundle::read_json;
 use pleinair::{Error, Result};
@@ -41,9 +42,13 @@ impl Convert {
         if let Some(tiny) = &self.tiny_vae {
             put("tiny_vae_decoder.onnx", &tiny_decoder(tiny, storage, manifest.unet.config.in_channels)?)?;
         }
-        if let Some(depth) = &self.depth {
-            onnx::check(depth, onnx::Kind::Depth)?;
-            put("depth.onnx", &std::fs::read(depth).map_err(Error::io(depth))?)?;
+        if let Some(depth) = self.own_or(&self.depth, "depth_estimator/model.onnx") {
+            onnx::check(&depth, onnx::Kind::Depth)?;
+            put("depth.onnx", &std::fs::read(&depth).map_err(Error::io(&depth))?)?;
+        }
+        if let Some(lineart) = self.own_or(&self.lineart, "lineart/model.onnx") {
+            onnx::check(&lineart, onnx::Kind::LineArt)?;
+            put("lineart.onnx", &std::fs::read(&lineart).map_err(Error::io(&lineart))?)?;
         }
         put("tokenizer.json", source.tokenizer().open()?.to_json()?.as_bytes())?;
         let schedule = serde_json::to_vec_pretty(&plain(source.scheduler())).expect("JSON can be written as JSON");
@@ -54,6 +59,18 @@ impl Convert {
         }
         manifest.vae.parameters = tensors.parameters;
         Ok(())
+    }
+
+    /// The file that was named, or else the folder's own.
+    fn own_or(&self, named: &Option<PathBuf>, own: &str) -> Option<PathBuf> {
+        named.clone().or_else(|| Some(self.from.join(own)).filter(|path| path.is_file()))
+    }
+
+    /// What the depth estimator wants to be shown, by the files beside it.
+    pub(super) fn depth_preprocessing(&self) -> Result<Option<Preprocessing>> {
+        let depth = self.own_or(&self.depth, "depth_estimator/model.onnx");
+        let folder = depth.as_deref().and_then(Path::parent);
+        folder.map(Preprocessing::of_folder).transpose()
     }
 
     /// The styles that come with a model folder; they were learned for its text encoder, which stays the same.

@@ -24,7 +24,7 @@ pub(super) fn inspect(folder: &Path) -> Inspection {
     let vae = Part { configuration: vae_line(manifest.vae.config.clone()), ..found.files(&manifest, "vae_") };
     let parameters = Some(manifest.vae.parameters);
     found.parts.push(Part { name: "vae (onnx)".into(), parameters, ..vae });
-    for (name, file) in [("tiny vae", "tiny_vae_decoder.onnx"), ("depth", "depth.onnx")] {
+    for (name, file) in [("tiny vae", "tiny_vae_decoder.onnx"), ("depth", "depth.onnx"), ("lineart", "lineart.onnx")] {
         if manifest.files.contains_key(file) {
             let part = found.files(&manifest, file);
             found.parts.push(Part { name: name.into(), ..part });
@@ -39,7 +39,7 @@ pub(super) fn inspect(folder: &Path) -> Inspection {
 fn check_tensors(bundle: &Bundle) -> Result<()> {
     let mut problems = vec![];
     for (part, pieces) in report::networks(bundle) {
-        let weights = bundle.weights(part)?;
+        let weights = bundle.weights(&part)?;
         for piece in &pieces {
             match piece.shape.len() {
                 1 => drop(weights.root().get(&piece.name(), piece.outputs())?),
@@ -84,8 +84,8 @@ impl Inspection {
             network("text_encoder", text.parameters, &text.layers, text_line(text.config.clone())),
             network("unet", unet.parameters, &unet.layers, unet_line(unet.config.clone())),
         ];
-        if let Some(net) = &manifest.controlnet {
-            parts.push(network("controlnet", net.parameters, &net.layers, controlnet_line(net.config.clone())));
+        for (part, _, net) in manifest.all_controlnets() {
+            parts.push(network(part, net.parameters, &net.layers, controlnet_line(net.config.clone())));
         }
         self.parts.extend(parts);
     }
@@ -112,10 +112,10 @@ impl Inspection {
     fn remark(&mut self, manifest: &Manifest) {
         let (dtype, target) = (manifest.dtype, manifest.target);
         self.notes.push(format!("{dtype}, laid out for {target}; {} layers are listed in bundle.json", {
-            manifest.unet.layers.len() + manifest.controlnet.as_ref().map_or(0, |net| net.layers.len())
+            manifest.unet.layers.len() + manifest.all_controlnets().map(|(.., net)| net.layers.len()).sum::<usize>()
         }));
-        let controlnet = manifest.controlnet.as_ref().map(|net| ("controlnet", &net.layers));
-        for (part, layers) in [Some(("unet", &manifest.unet.layers)), controlnet].into_iter().flatten() {
+        let controlnets = manifest.all_controlnets().map(|(part, _, net)| (part, &net.layers));
+        for (part, layers) in [("unet", &manifest.unet.layers)].into_iter().chain(controlnets) {
             let kept: Vec<_> =
                 layers.iter().filter(|(_, layer)| layer.kept.is_some() && layer.dtype != Dtype::Int8).collect();
             for (name, layer) in kept.iter().take(NAMED) {
@@ -129,8 +129,9 @@ impl Inspection {
         for (what, text) in [("source", &manifest.source), ("licence", &manifest.license)] {
             self.notes.extend(text.iter().map(|text| format!("{what}: {text}")));
         }
-        if let Some(control) = manifest.control {
-            self.notes.push(format!("the ControlNet reads {control} pictures"));
+        for (number, (part, control, _)) in manifest.all_controlnets().enumerate() {
+            let which = if number == 0 { "the ControlNet" } else { part };
+            self.notes.push(format!("{which} reads {control} pictures"));
         }
         if let Some(quality) = &manifest.quality {
             let worst = |key: &str| quality[key].as_f64().map_or("equal".to_owned(), |db| format!("{db:.1} dB"));

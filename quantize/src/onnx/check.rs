@@ -20,13 +20,15 @@ pub enum Kind {
     Encoder,
     /// A picture to its depth.
     Depth,
+    /// A picture to the lines in it.
+    LineArt,
 }
 
 impl Kind {
     fn input_channels(self) -> usize {
         match self {
             Kind::Decoder { latent_channels } => latent_channels,
-            Kind::Encoder | Kind::Depth => 3,
+            Kind::Encoder | Kind::Depth | Kind::LineArt => 3,
         }
     }
 
@@ -35,11 +37,12 @@ impl Kind {
             Kind::Decoder { .. } => "a VAE's decoder",
             Kind::Encoder => "a VAE's encoder",
             Kind::Depth => "a depth estimator",
+            Kind::LineArt => "a network that draws lines",
         }
     }
 }
 
-/// Two sizes that every VAE takes; a file made for one size only fails at one of them.
+/// Two sizes that every VAE and every drawer takes; a file made for one size only fails at one of them.
 const SIDES: [[usize; 2]; 2] = [[64, 64], [64, 128]];
 
 /// Loads a file in tract and checks that it is one file with one f32 input of rank 4 and one output, and that a VAE's
@@ -73,7 +76,9 @@ fn check_file(path: &Path, kind: Kind) -> Result<(), String> {
     }
     match kind {
         Kind::Depth => Ok(()), // estimators have sizes of their own
-        Kind::Encoder | Kind::Decoder { .. } => SIDES.iter().try_for_each(|&sides| check_size(&model, kind, sides)),
+        Kind::LineArt | Kind::Encoder | Kind::Decoder { .. } => {
+            SIDES.iter().try_for_each(|&sides| check_size(&model, kind, sides))
+        }
     }
 }
 
@@ -91,6 +96,7 @@ fn check_size(model: &InferenceModel, kind: Kind, [height, width]: [usize; 2]) -
     let fact = typed.output_fact(0).map_err(refuses)?;
     let (channels_fit, wanted): (fn(usize) -> bool, _) = match kind {
         Kind::Decoder { .. } => (|c| c == 3, "[1, 3, H, W]"),
+        Kind::LineArt => (|c| c == 1, "[1, 1, H, W]"),
         _ => (|c| c > 0 && c.is_multiple_of(2), "[1, 2 c, h, w]"),
     };
     match fact.shape.as_concrete() {

@@ -6,6 +6,7 @@ use super::ldm;
 use crate::configs::Model;
 use crate::tensors::{self, TensorSpec};
 use pleinair::bundle::config::{ControlNetConfig, TextConfig, UnetConfig, VaeConfig};
+use pleinair::bundle::manifest::Control;
 use pleinair::bundle::{Bundle, read_json};
 use pleinair::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -43,6 +44,9 @@ pub(super) struct Configs {
     pub text_encoder: Value,
     pub vae: Value,
     pub controlnet: Option<Value>,
+    /// The folder's ControlNets: what each looks at, the name of its folder, and its configuration. The first is
+    /// `controlnet` unless another was named.
+    pub controlnets: Vec<(Control, String, Value)>,
     pub scheduler: Value,
     /// `unet` as the library reads it.
     pub parsed_unet: UnetConfig,
@@ -60,6 +64,7 @@ impl Configs {
             unet: file("unet/config.json"),
             text_encoder: file("text_encoder/config.json"),
             vae: file("vae/config.json"),
+            controlnets: vec![],
             controlnet: None, // each ControlNet's own: see `controlnet_like`
             scheduler: file("scheduler/scheduler_config.json"),
             parsed_unet: Model::Sd15.unet(),
@@ -79,7 +84,11 @@ impl Configs {
             unet: read("unet")?,
             text_encoder: read("text_encoder")?,
             vae: read("vae")?,
-            controlnet: bundle.controlnet.is_some().then(|| read("controlnet")).transpose()?,
+            controlnet: bundle.controlnets.first().map(|net| read(&net.part)).transpose()?,
+            controlnets: {
+                let nets = bundle.controlnets.iter();
+                nets.map(|net| Ok((net.control, net.part.clone(), read(&net.part)?))).collect::<Result<_>>()?
+            },
             scheduler: read_json(&bundle.scheduler())?,
             parsed_unet: bundle.unet,
             parsed_text: bundle.text,
@@ -91,6 +100,7 @@ impl Configs {
         match part {
             Part::Unet => Some(&self.unet),
             Part::ControlNet => self.controlnet.as_ref(),
+            Part::Further(control) => self.further(control),
             Part::TextEncoder => Some(&self.text_encoder),
             Part::Vae => Some(&self.vae),
         }
@@ -162,7 +172,9 @@ impl Configs {
     pub(super) fn tensors(&self, part: Part) -> Option<Vec<TensorSpec>> {
         match part {
             Part::Unet => Some(tensors::unet(&self.parsed_unet)),
-            Part::ControlNet => Some(tensors::controlnet(&self.parsed_controlnet()?, &self.parsed_unet)),
+            Part::ControlNet | Part::Further(_) => {
+                Some(tensors::controlnet(&self.parsed_controlnet(part)?, &self.parsed_unet))
+            }
             Part::TextEncoder => Some(tensors::text_encoder(&self.parsed_text)),
             Part::Vae => None,
         }
@@ -206,8 +218,8 @@ impl Configs {
         let tensors = self.tensors(part).unwrap_or_default().into_iter().map(|tensor| tensor.name);
         Ok(match part {
             Part::Unet => tensors.filter_map(|n| Some((ldm::unet_name(&self.parsed_unet, &n)?, n))).collect(),
-            Part::ControlNet => {
-                let hints = self.parsed_controlnet().map_or(0, |c| c.conditioning_embedding_out_channels.len());
+            Part::ControlNet | Part::Further(_) => {
+                let hints = self.parsed_controlnet(part).map_or(0, |c| c.conditioning_embedding_out_channels.len());
                 let hints = 2 * hints.saturating_sub(1);
                 tensors.filter_map(|n| Some((ldm::controlnet_name(&self.parsed_unet, hints, &n)?, n))).collect()
             }
@@ -225,8 +237,13 @@ impl Configs {
         })
     }
 
-    fn parsed_controlnet(&self) -> Option<ControlNetConfig> {
-        serde_json::from_value(self.controlnet.clone()?).ok()
+    fn parsed_controlnet(&self, part: Part) -> Option<ControlNetConfig> {
+        serde_json::from_value(self.of(part)?.clone()).ok()
+    }
+
+    /// The configuration of a ControlNet that is not the first.
+    fn further(&self, control: Control) -> Option<&Value> {
+        self.controlnets.iter().skip(1).find(|(own, ..)| *own == control).map(|(.., config)| config)
     }
 
     fn vae_layers(&self) -> Result<Vec<(String, String)>> {

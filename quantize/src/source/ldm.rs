@@ -227,7 +227,7 @@ mod tests {
             unet_name(&bundle.unet, layer)
         });
         assert_eq!(found, reference("atelier", "unet"));
-        let specs = tensors::controlnet(bundle.controlnet.as_ref().unwrap(), &bundle.unet);
+        let specs = tensors::controlnet(&bundle.controlnets[0].config, &bundle.unet);
         let found = pairs(layers(specs.into_iter().map(|tensor| tensor.name)), |l| controlnet_name(&bundle.unet, 4, l));
         assert_eq!(found, reference("atelier", "controlnet"));
         let vae: Value = serde_json::from_slice(&std::fs::read(folder.join("vae/config.json")).unwrap()).unwrap();

@@ -14,6 +14,7 @@ pub use clip::Vocabulary;
 
 use file::TensorFile;
 use lora::Adapter;
+use pleinair::bundle::manifest::{Control, further_part};
 use pleinair::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -31,21 +32,24 @@ pub enum Part {
     TextEncoder,
     /// Pictures to latents and back.
     Vae,
+    /// A further ControlNet, which looks at something else than the first.
+    Further(Control),
 }
 
 impl Part {
-    /// All of them.
+    /// All that there is one of.
     pub const ALL: [Part; 4] = [Part::Unet, Part::ControlNet, Part::TextEncoder, Part::Vae];
 }
 
 impl fmt::Display for Part {
-    /// The name of its folder in a diffusers pipeline.
+    /// The name of its folder in a diffusers pipeline, or of its file in a bundle.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Part::Unet => "unet",
             Part::ControlNet => "controlnet",
             Part::TextEncoder => "text_encoder",
             Part::Vae => "vae",
+            Part::Further(control) => further_part(*control),
         })
     }
 }
@@ -75,6 +79,7 @@ pub struct Source {
     scheduler: Value,
     vocabulary: Vocabulary,
     warnings: Vec<String>,
+    control: Option<Control>,
 }
 
 /// One part.
@@ -110,6 +115,19 @@ impl Source {
     /// Whether the pipeline has weights of a part.
     pub fn has(&self, part: Part) -> bool {
         self.parts.get(&part).is_some_and(|tensors| !tensors.places.is_empty())
+    }
+
+    /// What the first ControlNet looks at, where its folder says so.
+    pub fn control(&self) -> Option<Control> {
+        self.control
+    }
+
+    /// What the further ControlNets look at.
+    pub fn further(&self) -> impl Iterator<Item = Control> {
+        self.parts.keys().filter_map(|part| match part {
+            Part::Further(control) => Some(*control),
+            _ => None,
+        })
     }
 
     /// The `config.json` of a part. A VAE may have one without having weights: when the folder has only ONNX files.

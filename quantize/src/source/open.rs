@@ -46,8 +46,13 @@ impl Opening {
         }
         let configs = Configs::of_folder(options.from)?;
         let mut opening = Opening { configs, files: vec![], places: BTreeMap::new(), warnings: vec![] };
+        let controlnets = opening.configs.controlnets.clone();
+        let folder = |part: Part| match (part, controlnets.first()) {
+            (Part::ControlNet, Some((_, first, _))) => options.from.join(first),
+            _ => options.from.join(part.to_string()),
+        };
         for part in Part::ALL {
-            let place = options.from.join(part.to_string());
+            let place = folder(part);
             let replaced = match part {
                 Part::Vae => options.vae.is_some() || !TensorFile::has_weights(&place),
                 Part::ControlNet => options.controlnet.is_some() || opening.configs.controlnet.is_none(),
@@ -57,6 +62,10 @@ impl Opening {
                 let files = opening.add_files(TensorFile::open_part(&place)?);
                 opening.take_diffusers(part, files)?;
             }
+        }
+        for (control, folder, _) in controlnets.iter().skip(1) {
+            let files = opening.add_files(TensorFile::open_part(&options.from.join(folder))?);
+            opening.take_diffusers(Part::Further(*control), files)?;
         }
         Ok(opening)
     }
@@ -284,8 +293,10 @@ impl Opening {
             let config = configs.of(part)?.clone();
             Some((part, Tensors { config, places: places.remove(&part).unwrap_or_default() }))
         };
-        let parts = Part::ALL.into_iter().filter_map(tensors).collect();
-        Ok(Source { files, parts, scheduler: configs.scheduler.clone(), vocabulary, warnings })
+        let further = configs.controlnets.iter().skip(1).map(|(control, ..)| Part::Further(*control));
+        let parts = Part::ALL.into_iter().chain(further).filter_map(tensors).collect();
+        let control = configs.controlnets.first().map(|(control, ..)| *control);
+        Ok(Source { files, parts, scheduler: configs.scheduler.clone(), vocabulary, warnings, control })
     }
 }
 

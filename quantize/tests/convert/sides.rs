@@ -108,7 +108,7 @@ fn a_controlnet_that_reads_other_pictures_is_not_fed_soft_edges() {
     assert!(photograph.content.is_some() && trial::order(depth.bundle(), 0, 2, 2.0).unwrap().content.is_none());
     let error = depth.paint(&photograph, &mut |_| Ok(())).unwrap_err();
     assert!(matches!(&error, Error::Usage(text) if text.contains("--control-scale 0")), "{error}");
-    depth.paint(&Order { control_scale: 0.0, ..photograph }, &mut |_| Ok(())).unwrap();
+    depth.paint(&Order { controls: vec![], ..photograph }, &mut |_| Ok(())).unwrap();
     let inspected = studio.run(&["inspect", "bundle"]).stdout;
     assert!(inspected.contains("the ControlNet reads depth pictures"), "{inspected}");
 }
@@ -132,7 +132,9 @@ fn parts_are_exchanged() {
     std::fs::remove_dir_all(bare.join("controlnet")).unwrap();
     let bundle = studio.convert(&bare, "int8", &[], "without");
     let manifest = manifest(&bundle);
-    assert!(manifest.controlnet.is_none() && manifest.control.is_none() && open(&bundle).bundle().controlnet.is_none());
+    assert!(
+        manifest.controlnet.is_none() && manifest.control.is_none() && open(&bundle).bundle().controlnets.is_empty()
+    );
     assert!(!bundle.join("controlnet.safetensors").exists());
     let given = studio.convert(&bare, "int8", &["--controlnet", tiny().join("controlnet").to_str().unwrap()], "given");
     assert!(contents(&given) == own);

@@ -24,7 +24,7 @@ pub use viewfinder::{Shot, Viewfinder};
 use crate::camera::Frame;
 use crate::canvas::Canvas;
 use crate::config::Config;
-use crate::painter::{Habits, Order, Painter};
+use crate::painter::{Habits, Order, Painter, Pictures};
 use crate::sampler::Plan;
 use crate::style::Style;
 use crate::{Error, Result};
@@ -213,20 +213,22 @@ impl Daemon {
     ///
     /// # Errors
     /// [`Refused::Full`]; [`Refused::Fault`] for a wish that cannot be fulfilled, which is found out before it is queued.
-    pub fn order_painting(&self, mut wish: PaintingWish, content: Option<Frame>) -> Result<Ticket, Refused> {
-        let defaults = &self.0.config.painting.wish;
-        if content.is_some() {
+    pub fn order_painting(&self, mut wish: PaintingWish, pictures: impl Into<Pictures>) -> Result<Ticket, Refused> {
+        let (pictures, defaults) = (pictures.into(), &self.0.config.painting.wish);
+        if pictures.content.is_some() {
             painting::fill_in(&mut wish.request, defaults);
         }
         if wish.request.seed.is_none() {
             wish.request.seed = Some(random_seed());
         }
-        self.check_order(&wish, content.clone())?;
+        let Order { content, controls, .. } = self.check_order(&wish, pictures)?;
         let id = Id::now();
-        if let Some(frame) = content {
+        let given =
+            controls.into_iter().filter_map(|choice| Some((painting::control_name(choice.control), choice.image?)));
+        for (name, frame) in content.map(|frame| (painting::CONTENT.to_owned(), frame)).into_iter().chain(given) {
             let folder = self.store().files().job(id);
             std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-            Canvas::from(frame).save(folder.join(painting::CONTENT), &Default::default())?;
+            Canvas::from(frame).save(folder.join(name), &Default::default())?;
         }
         self.enqueue(id, Kind::Painting, wish.origin, &wish, self.0.config.queue.paintings)
     }
@@ -406,19 +408,20 @@ impl Daemon {
     }
 
     /// Finds out whether a wish can be fulfilled, down to the timesteps its solver would visit.
-    fn check_order(&self, wish: &PaintingWish, content: Option<Frame>) -> Result<()> {
-        let (order, _) = self.order_of(wish, content)?;
-        Plan::new(self.0.painter.schedule(), order.sampler, order.steps, order.strength()?).map(drop)
+    fn check_order(&self, wish: &PaintingWish, pictures: Pictures) -> Result<Order> {
+        let (order, _) = self.order_of(wish, pictures)?;
+        Plan::new(self.0.painter.schedule(), order.sampler, order.steps, order.strength()?)?;
+        Ok(order)
     }
 
     /// The order a wish comes to, and what the person should hear about it.
-    fn order_of(&self, wish: &PaintingWish, content: Option<Frame>) -> Result<(Order, Vec<String>)> {
+    fn order_of(&self, wish: &PaintingWish, pictures: Pictures) -> Result<(Order, Vec<String>)> {
         let mut request = wish.request.clone();
         if !wish.mix.is_empty() {
             request.styles.push(MIX.into());
         }
         request.template()?; // before styles are looked for
-        request.order(&self.0.painter, self.choices(wish)?, content, self.0.habits)
+        request.order(&self.0.painter, self.choices(wish)?, pictures, self.0.habits)
     }
 
     fn store(&self) -> &Store {

@@ -3,10 +3,11 @@
 use super::job::{Event, Kind, PaintingWish};
 use super::store::{Claim, NewPainting, PaintingFile, write};
 use super::{Daemon, Preview};
+use crate::bundle::control::Control;
 use crate::bundle::manifest::hexadecimal;
 use crate::camera::Frame;
 use crate::canvas::Canvas;
-use crate::painter::{Order, Request, StyleChoice};
+use crate::painter::{GivenControl, Order, Pictures, Request, StyleChoice};
 use crate::sampler::StepReport;
 use crate::style::stage_of;
 use crate::{Error, Result};
@@ -16,6 +17,24 @@ use std::time::Instant;
 
 /// The photograph, in the job's folder.
 pub(super) const CONTENT: &str = "content.png";
+
+/// A control picture that was given, in the job's folder.
+pub(super) fn control_name(control: Control) -> String {
+    format!("control-{}.png", control.slug())
+}
+
+/// The pictures in the job's folder.
+fn pictures(daemon: &Daemon, claim: &Claim) -> Result<Pictures> {
+    let folder = daemon.store().files().job(claim.id);
+    let open = |name: &str| Some(folder.join(name)).filter(|path| path.is_file()).map(Frame::open).transpose();
+    let mut pictures = Pictures { content: open(CONTENT)?, controls: vec![] };
+    for control in Control::ALL {
+        if let Some(image) = open(&control_name(control))? {
+            pictures.controls.push(GivenControl { control: Some(control), image });
+        }
+    }
+    Ok(pictures)
+}
 
 /// Where the person has no wish, the configuration's holds.
 pub(super) fn fill_in(request: &mut Request, defaults: &Request) {
@@ -46,9 +65,7 @@ pub(super) fn fill_in(request: &mut Request, defaults: &Request) {
 pub(super) fn paint(daemon: &Daemon, claim: &Claim) -> Result<()> {
     let id = claim.id;
     let wish: PaintingWish = claim.wish()?;
-    let content = daemon.store().files().job(id).join(CONTENT);
-    let content = content.is_file().then(|| Frame::open(&content)).transpose()?;
-    let (order, notes) = daemon.order_of(&wish, content)?;
+    let (order, notes) = daemon.order_of(&wish, pictures(daemon, claim)?)?;
     notes.iter().for_each(|note| tracing::info!(%id, "{note}"));
     let stages = stages(&order);
     let began = Instant::now();

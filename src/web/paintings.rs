@@ -8,7 +8,7 @@ use super::share;
 use super::upload::{Form, picture as decoded};
 use crate::daemon::job::{Id, Job, Kind, Origin, Painting, PaintingWish, State as JobState, Ticket};
 use crate::daemon::store::{Page, PaintingFile};
-use crate::painter::Request as Wish;
+use crate::painter::{GivenControl, Pictures, Request as Wish};
 use axum::Extension;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -55,6 +55,10 @@ pub(super) struct PaintingForm {
     /// The photograph; without one the prompt alone is painted.
     #[schema(value_type = Option<String>, format = Binary)]
     frame: Option<Vec<u8>>,
+    /// A control picture instead of the one made of the photograph, for the model's first ControlNet; for another one the
+    /// field is called `control_image_depth`, `control_image_canny` and so on.
+    #[schema(value_type = Option<String>, format = Binary)]
+    control_image: Option<Vec<u8>>,
     /// The fields of a painting's order as JSON; they may also be fields of the form.
     #[schema(value_type = Option<String>)]
     wish: Option<String>,
@@ -126,7 +130,12 @@ pub(super) async fn order(
         if frames.next().is_some() {
             return Err(Problem::bad("one painting is of one frame; order another for each"));
         }
-        Ok(site.daemon().order_painting(wish, content)?)
+        let mut controls = vec![];
+        for (control, bytes) in form.controls()? {
+            let image = decoded(bytes, site.daemon().config().security.megapixels)?;
+            controls.push(GivenControl { control, image });
+        }
+        Ok(site.daemon().order_painting(wish, Pictures { content, controls })?)
     });
     Ok((StatusCode::ACCEPTED, Json(ticket.await?)))
 }

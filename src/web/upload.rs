@@ -1,6 +1,7 @@
 //! Forms with files: `multipart/form-data`, read with limits before anything is decoded.
 
 use super::answer::Problem;
+use crate::bundle::control::Control;
 use crate::camera::Frame;
 use axum::body::Bytes;
 use axum::extract::multipart::MultipartError;
@@ -14,7 +15,9 @@ const MOST_PARTS: usize = 64;
 /// The longest text of a field, in bytes.
 const LONGEST_TEXT: usize = 64 << 10;
 /// Fields that are files, whatever they are called on the client's disk.
-const FILES: [&str; 3] = ["frame", "image", "style"];
+const FILES: [&str; 4] = ["frame", "image", "style", "control_image"];
+/// With what it shows behind it: `control_image_depth`.
+const CONTROL: &str = "control_image_";
 /// Fields that may be given several times.
 const LISTS: [&str; 5] = ["styles", "mix", "contexts", "proposals", "rules"];
 /// Fields whose text is never read as a number.
@@ -54,7 +57,7 @@ impl Form {
             let Some(field) = multipart.next_field().await.map_err(fault)? else { return Ok(form) };
             let name = field.name().unwrap_or_default().to_owned();
             let bytes = field.bytes().await.map_err(fault)?;
-            if FILES.contains(&name.as_str()) {
+            if FILES.contains(&name.as_str()) || name.starts_with(CONTROL) {
                 form.files.push((name, bytes));
             } else {
                 form.take(&name, &bytes)?;
@@ -79,6 +82,22 @@ impl Form {
     /// The files of a field.
     pub fn files(&self, name: &str) -> impl Iterator<Item = &Bytes> {
         self.files.iter().filter(move |(field, _)| field == name).map(|(_, bytes)| bytes)
+    }
+
+    /// The control pictures, and what each shows where its field says so.
+    ///
+    /// # Errors
+    /// A [`Problem`] for one of a kind that there is not.
+    pub fn controls(&self) -> Result<Vec<(Option<Control>, &Bytes)>, Problem> {
+        let mut found = vec![];
+        for (name, bytes) in &self.files {
+            match name.strip_prefix(CONTROL) {
+                Some(kind) => found.push((Some(kind.parse().map_err(Problem::wish)?), bytes)),
+                None if name == "control_image" => found.push((None, bytes)),
+                None => {}
+            }
+        }
+        Ok(found)
     }
 
     fn take(&mut self, name: &str, bytes: &[u8]) -> Result<(), Problem> {

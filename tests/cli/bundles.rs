@@ -75,6 +75,15 @@ fn a_controlnet_of_depth_is_left_out_and_said_so() {
     studio.write("bundle/bundle.json", manifest.replace("\"soft-edge\"", "\"depth\""));
     let run = studio.done(&with(&PAINT_BUNDLE, &["--content", PHOTO]));
     run.says(&["ControlNet reads depth pictures", "left out"]);
+    let left_out = studio.read("a.png");
+    // but not where its picture is given
+    let given = format!("{PHOTO}:depth");
+    let run = studio.done(&with(&PAINT_BUNDLE, &["--content", PHOTO, "--control-image", &given]));
+    assert!(!run.stderr.contains("left out") && studio.read("a.png") != left_out);
+    let report = studio.done(&with(&DOCTOR, &["--json"])).json();
+    assert_eq!(report["model"]["controls"], serde_json::json!([{"control": "depth", "from_photographs": false}]));
+    let text = studio.done(&DOCTOR).stdout;
+    assert!(text.contains("depth pictures, which have to be given"), "{text}");
 }
 
 /// A style is of a text encoder, which a bundle and its model share.

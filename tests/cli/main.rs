@@ -5,6 +5,7 @@ mod bench;
 #[path = "../reference/bundle.rs"]
 mod bundle;
 mod bundles;
+mod controls;
 mod learning;
 mod painting;
 #[cfg(unix)]

@@ -4,7 +4,7 @@ use super::*;
 use pleinair::camera::Frame;
 
 /// The PNG's `parameters` and `pleinair` texts.
-fn texts(file: Vec<u8>) -> (String, serde_json::Value) {
+pub(super) fn texts(file: Vec<u8>) -> (String, serde_json::Value) {
     let reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
     let info = reader.info();
     let parameters = info.uncompressed_latin1_text.iter().find(|text| text.keyword == "parameters").unwrap();

@@ -3,6 +3,26 @@
 use super::*;
 use std::collections::BTreeSet;
 
+/// It outlives the request: the painter reads it from the job's folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_picture_can_be_given() {
+    let house = House::new();
+    let mut painted = vec![];
+    for file in [None, Some("control_image"), Some("control_image_softedge")] {
+        let wish =
+            json!({"prompt": "a house", "steps": 2, "seed": 7, "size": "64x64", "control_scale": 0.9}).to_string();
+        let files: Vec<_> = file.map(|name| (name, png(80, 60))).into_iter().collect();
+        let id = house.form("/api/v1/paintings", &[("wish", &wish)], &files).await.json()["id"].clone();
+        let id = id.as_str().unwrap();
+        assert_eq!(house.over(id).await, "finished");
+        let painting = house.get(&format!("/api/v1/paintings/{id}")).await.json()["painting"].clone();
+        let sides = &painting["recipe"]["controls"][0]["image"];
+        assert_eq!(sides["width"], if file.is_some() { json!(80) } else { json!(null) });
+        painted.push(painting["sha256"].clone());
+    }
+    assert!(painted[0] != painted[1], "the control picture counts");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_photograph_is_painted_and_kept() {
     let house = House::with(LAN, |config| config.security.always = false);
@@ -133,6 +153,13 @@ async fn orders_that_make_no_sense_are_refused() {
     with(vec![("prompt", "a")], vec![("frame", png(9, 9)[..40].to_vec())]).await.refused(422, "picture");
     with(vec![("prompt", "a"), ("camera", "true")], vec![("frame", png(9, 9))]).await.refused(400, "not both");
     with(vec![("prompt", "a")], vec![("frame", png(9, 9)), ("frame", png(9, 9))]).await.refused(400, "one frame");
+    with(vec![("prompt", "a")], vec![("control_image_pose", png(9, 9))]).await.refused(422, "\"pose\"");
+    with(vec![("prompt", "a")], vec![("control_image_depth", png(9, 9))]).await.refused(422, "only for soft-edge");
+    with(vec![("prompt", "a")], vec![("control_image", b"none".to_vec())]).await.refused(422, "picture");
+    let twice = vec![("control_image", png(9, 9)), ("control_image_softedge", png(9, 9))];
+    with(vec![("prompt", "a")], twice).await.refused(422, "two soft-edge pictures");
+    with(vec![("prompt", "a"), ("control_scale", "depth=1")], vec![]).await.refused(422, "no ControlNet for depth");
+    with(vec![("prompt", "a"), ("control_scale", "loud")], vec![]).await.refused(422, "control_scale");
     with(vec![("wish", "[]")], vec![]).await.refused(400, "wish");
     with(vec![("a", "b"); 70], vec![]).await.refused(400, "parts");
     assert_eq!(house.get("/api/v1/jobs").await.json()["jobs"], json!([]), "nothing was queued");

@@ -96,7 +96,21 @@ async fn a_photo_booth_paints_a_photograph() {
     refused(json!({"styles": ["nobody"]})).await.refused(422, "nobody");
     refused(json!({"override_settings": {"sd_model_checkpoint": "other"}})).await.refused(422, "other");
     refused(json!({"steps": "x"})).await.refused(422, "x");
-    refused(json!({"alwayson_scripts": {"controlnet": {"args": [{}, {}]}}})).await.refused(422, "one unit");
+    let units = |units: Value| json!({"alwayson_scripts": {"controlnet": {"args": units}}});
+    refused(units(json!([{}, {}]))).await.refused(422, "two units look at soft-edge pictures");
+    let depth = json!({"model": "control_v11f1p_sd15_depth [cfd03158]", "module": "depth_midas"});
+    refused(units(json!([{}, depth]))).await.refused(422, "no ControlNet for depth pictures, only for soft-edge");
+    refused(units(json!([{"image": "%"}]))).await.refused(422, "Base64");
+
+    // a picture that is the control picture itself, with a photograph and without one
+    let white = BASE64_STANDARD.encode(png(32, 32));
+    let given = units(json!([{"image": white, "module": "none", "weight": 0.7}]));
+    let looked = house.post("/sdapi/v1/img2img", with(order.clone(), given.clone())).await.fine().json();
+    assert!(pictures(&looked) != pictures(&guided) && pictures(&looked) != pictures(&plain));
+    let prompt = json!({"prompt": "a house", "steps": 2, "seed": 3, "width": 64, "height": 64});
+    let free = house.post("/sdapi/v1/txt2img", prompt.clone()).await.fine().json();
+    let held = house.post("/sdapi/v1/txt2img", with(prompt, given)).await.fine().json();
+    assert_ne!(pictures(&free), pictures(&held));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use super::*;
 use candle_core::Tensor;
 use pleinair::bundle::Bundle;
-use pleinair::bundle::manifest::FileEntry;
+use pleinair::bundle::manifest::{Control, FileEntry};
 use pleinair::camera::Frame;
 use pleinair::canvas::psnr;
 use pleinair::painter::Order;
@@ -59,6 +59,57 @@ fn a_depth_estimator_comes_along() {
     assert!(inspection.parts.iter().any(|part| part.name == "depth" && part.bytes == depth.metadata().unwrap().len()));
 }
 
+/// Every ControlNet, the depth estimator with what it wants to be shown, and the network that draws lines; the bundle
+/// paints what the folder paints.
+#[test]
+fn several_controlnets_and_their_networks_come_along() {
+    let studio = Studio::new();
+    let model = studio.copy(&tiny(), "model");
+    let controls = repository().join("tests/fixtures/controls");
+    std::fs::rename(model.join("controlnet"), model.join("controlnet_canny")).unwrap();
+    for folder in ["controlnet_lineart", "controlnet_depth"] {
+        std::fs::create_dir(model.join(folder)).unwrap();
+        for file in model.join("controlnet_canny").read_dir().unwrap().map(|entry| entry.unwrap().path()) {
+            std::fs::copy(&file, model.join(folder).join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    for folder in ["depth_estimator", "lineart"] {
+        std::fs::create_dir(model.join(folder)).unwrap();
+    }
+    for file in ["config.json", "preprocessor_config.json", "model.onnx"] {
+        std::fs::copy(controls.join("dpt").join(file), model.join("depth_estimator").join(file)).unwrap();
+    }
+    std::fs::copy(controls.join("lineart.onnx"), model.join("lineart/model.onnx")).unwrap();
+
+    let bundle = studio.convert(&model, "f32", &[], "bundle");
+    let found = manifest(&bundle);
+    assert_eq!(found.control, Some(Control::Depth), "the first by name");
+    assert_eq!(found.controlnets.keys().copied().collect::<Vec<_>>(), [Control::Canny, Control::LineArt]);
+    assert_eq!(found.depth.as_ref().unwrap().size.height, 64);
+    for file in ["controlnet.safetensors", "controlnet_canny.safetensors", "controlnet_lineart.safetensors"] {
+        assert!(found.files.contains_key(file), "{file}");
+    }
+    let (folder, packed) = (open(&model), open(&bundle));
+    let order = trial::order(packed.bundle(), 0, 2, 2.0).unwrap();
+    assert_eq!(order.controls.len(), 3);
+    let [a, b] = [folder, packed].map(|painter| painter.paint(&order, &mut |_| Ok(())).unwrap());
+    assert!(psnr(&a, &b).unwrap() > 50.0);
+    let inspected = studio.run(&["inspect", "bundle"]).stdout;
+    for words in ["the ControlNet reads depth pictures", "controlnet_canny reads canny pictures", "lineart.onnx"] {
+        assert!(inspected.contains(words) || words == "lineart.onnx", "{words}: {inspected}");
+    }
+    let report = studio.run(&["report", "bundle", "--against", "model", "--json"]);
+    assert!(report.stdout.contains("controlnet_lineart.conv_in"), "{}", report.stderr);
+
+    // one damaged byte of a further ControlNet is found
+    let file = bundle.join("controlnet_canny.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let error = Bundle::open(&bundle).unwrap_err().to_string();
+    assert!(error.contains("controlnet_canny.safetensors: was changed"), "{error}");
+}
+
 #[test]
 fn side_models_of_the_wrong_kind_are_refused() {
     let studio = Studio::new();
@@ -77,6 +128,8 @@ fn side_models_of_the_wrong_kind_are_refused() {
         (["--depth", &text], &["text.onnx", "cannot be a depth estimator"]),
         (["--depth", &decoder], &["decoder.onnx", "cannot be a depth estimator"]),
         (["--depth", &missing], &["missing.onnx"]),
+        (["--lineart", &text], &["text.onnx", "cannot be a network that draws lines"]),
+        (["--lineart", &encoder], &["encoder.onnx", "wanted [1, 1, H, W]"]),
         (["--vae", &text], &["text.onnx"]),
         (["--controlnet", &vae], &["AutoencoderKL", "controlnet"]),
     ] {
@@ -106,8 +159,8 @@ fn a_controlnet_that_reads_other_pictures_is_not_fed_soft_edges() {
     let [soft, depth] = [open(&tiny()), painter];
     let photograph = trial::order(soft.bundle(), 0, 2, 2.0).unwrap();
     assert!(photograph.content.is_some() && trial::order(depth.bundle(), 0, 2, 2.0).unwrap().content.is_none());
-    let error = depth.paint(&photograph, &mut |_| Ok(())).unwrap_err();
-    assert!(matches!(&error, Error::Usage(text) if text.contains("--control-scale 0")), "{error}");
+    let error = depth.paint(&photograph, &mut |_| Ok(())).unwrap_err().to_string();
+    assert!(error.contains("no network that makes soft-edge pictures") || error.contains("only for depth"), "{error}");
     depth.paint(&Order { controls: vec![], ..photograph }, &mut |_| Ok(())).unwrap();
     let inspected = studio.run(&["inspect", "bundle"]).stdout;
     assert!(inspected.contains("the ControlNet reads depth pictures"), "{inspected}");

@@ -4,11 +4,12 @@ use super::super::Site;
 use super::super::answer::{Fault, Json, Problem, read};
 use super::super::upload::picture as decoded;
 use super::{base64_of, check_model, prompt, samplers, title};
-use crate::camera::Frame;
+use crate::bundle::Bundle;
+use crate::bundle::control::Control;
 use crate::daemon::job::{Event, Id, Origin, Painting, PaintingWish, State as JobState};
 use crate::daemon::random_seed;
 use crate::daemon::store::PaintingFile;
-use crate::painter::{Request as Wish, Size};
+use crate::painter::{ControlScale, GivenControl, Pictures, Request as Wish, Size};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use base64::Engine;
@@ -50,7 +51,8 @@ struct Order {
     send_images: Option<bool>,
     /// Whether the paintings go into the gallery.
     save_images: Option<bool>,
-    /// Of which `controlnet` with `args` is understood: the weight, and a picture whose edges count.
+    /// Of which `controlnet` with `args` is understood, several units of it: `weight`, what `model` or `module` says that
+    /// the unit looks at, and `image`, which with the module `none` is the control picture itself.
     #[schema(value_type = Object)]
     alwayson_scripts: Option<Map<String, Value>>,
     /// Of which `sd_model_checkpoint` is looked at.
@@ -106,13 +108,13 @@ async fn paint(site: Site, request: Request, from_image: bool) -> Result<Json<Pa
         return Err(Problem::wish(format!("{count} pictures are too many for one request; ask for at most {MOST}")));
     }
     let send = order.send_images.unwrap_or(true);
-    let (wish, content, notes) = site.ask(move |site| wish_of(site, &order, from_image)).await?;
+    let (wish, pictures, notes) = site.ask(move |site| wish_of(site, &order, from_image)).await?;
     let first = wish.request.seed.unwrap_or_else(random_seed);
     let mut done = vec![];
     for number in 0..count {
         let seed = first.wrapping_add(number as u64);
         let wish = PaintingWish { request: Wish { seed: Some(seed), ..wish.request.clone() }, ..wish.clone() };
-        match painted(&site, wish, content.clone()).await? {
+        match painted(&site, wish, pictures.clone()).await? {
             Some(painting) => done.push(painting),
             None => break, // interrupted
         }
@@ -125,11 +127,7 @@ async fn paint(site: Site, request: Request, from_image: bool) -> Result<Json<Pa
     Ok(Json(Painted { images, parameters: asked, info: info(&site, &wish, &done, &notes).to_string() }))
 }
 
-fn wish_of(
-    site: &Site,
-    order: &Order,
-    from_image: bool,
-) -> Result<(PaintingWish, Option<Frame>, Vec<String>), Problem> {
+fn wish_of(site: &Site, order: &Order, from_image: bool) -> Result<(PaintingWish, Pictures, Vec<String>), Problem> {
     check_model(site, order.override_settings.as_ref().unwrap_or(&Map::new()))?;
     if order.mask.as_ref().is_some_and(|mask| !mask.is_empty()) {
         return Err(Problem::wish("masks are not supported; paint the whole picture"));
@@ -150,23 +148,30 @@ fn wish_of(
         text.prompt += &format!(", {{{style}}}");
     }
     let mut notes = text.notes;
-    let control = Control::of(order)?;
+    let megapixels = site.daemon().config().security.megapixels;
+    let units = Unit::of(order);
+    let scales = scales(site.daemon().bundle(), &units)?;
+    let mut controls = vec![];
+    for unit in units.iter().filter(|unit| unit.is_control_picture()) {
+        let image = decoded(&base64_of(unit.image.as_deref().unwrap_or_default())?, megapixels)?;
+        controls.push(GivenControl { control: unit.control, image });
+    }
+    let photograph = units.iter().find_map(|unit| unit.image.as_ref().filter(|_| !unit.is_control_picture()));
     let image = order.init_images.iter().flatten().next().filter(|_| from_image);
     if from_image && image.is_none() {
         return Err(Problem::new(StatusCode::NOT_FOUND, "init_images holds no picture"));
     }
     // without a picture to start from, one whose edges count is painted over completely
-    let (image, strength) = match (image, &control.image) {
+    let (image, strength) = match (image, photograph) {
         (Some(own), other) => {
-            if other.as_ref().is_some_and(|other| other != own) {
-                notes.push("the edges that count are those of init_images".into());
+            if other.is_some_and(|other| other != own) {
+                notes.push("control pictures are made of init_images".into());
             }
             (Some(own), Some(order.denoising_strength.unwrap_or(IMG2IMG_STRENGTH)))
         }
         (None, Some(hint)) => (Some(hint), Some(1.0)),
         (None, None) => (None, None),
     };
-    let megapixels = site.daemon().config().security.megapixels;
     let content = image.map(|image| decoded(&base64_of(image)?, megapixels)).transpose()?;
     let size = order.width.zip(order.height).map(|(width, height)| format!("{width}x{height}").parse::<Size>());
     let request = Wish {
@@ -177,13 +182,14 @@ fn wish_of(
         steps: order.steps,
         sampler: sampler(order, &mut notes)?,
         guidance: order.cfg_scale,
-        control_scale: content.is_some().then_some(crate::painter::ControlScale::Alone(control.weight)),
+        control_scale: Some(scales),
         size: size.transpose().map_err(Problem::wish)?,
         seed: order.seed.and_then(|seed| u64::try_from(seed).ok()),
         ..Wish::default()
     };
     let kept = order.save_images.unwrap_or(false);
-    Ok((PaintingWish { request, mix: vec![], origin: Origin::Sdapi, kept }, content, notes))
+    let pictures = Pictures { content, controls };
+    Ok((PaintingWish { request, mix: vec![], origin: Origin::Sdapi, kept }, pictures, notes))
 }
 
 fn sampler(order: &Order, notes: &mut Vec<String>) -> Result<Option<crate::sampler::Sampler>, Problem> {
@@ -197,29 +203,59 @@ fn sampler(order: &Order, notes: &mut Vec<String>) -> Result<Option<crate::sampl
     Ok(Some(sampler))
 }
 
-/// The first unit of the ControlNet extension that is on.
-#[derive(Debug, Default)]
-struct Control {
-    /// 0 where there is no unit.
+/// A unit of the ControlNet extension that is on.
+#[derive(Debug)]
+struct Unit {
+    /// What it looks at, where its model or its preprocessor says so.
+    control: Option<Control>,
     weight: f64,
+    /// The preprocessor.
+    module: Option<String>,
     /// Base64, where the unit has a picture of its own.
     image: Option<String>,
 }
 
-impl Control {
-    fn of(order: &Order) -> Result<Control, Problem> {
+impl Unit {
+    fn of(order: &Order) -> Vec<Unit> {
         let scripts = order.alwayson_scripts.iter().flatten();
         let units = scripts.filter(|(name, _)| name.eq_ignore_ascii_case("controlnet"));
         let units = units.flat_map(|(_, script)| script["args"].as_array().into_iter().flatten());
-        let mut on = units.filter(|unit| unit.is_object() && unit["enabled"].as_bool().unwrap_or(true));
-        let Some(unit) = on.next() else { return Ok(Control::default()) };
-        if on.next().is_some() {
-            return Err(Problem::wish("this model has one ControlNet; switch on one unit only"));
-        }
+        let on = units.filter(|unit| unit.is_object() && unit["enabled"].as_bool().unwrap_or(true));
         let picture = |value: &Value| value.as_str().or(value["image"].as_str()).map(str::to_owned);
-        let image = picture(&unit["input_image"]).or_else(|| picture(&unit["image"]));
-        Ok(Control { weight: unit["weight"].as_f64().unwrap_or(1.0), image: image.filter(|image| !image.is_empty()) })
+        let unit = |unit: &Value| {
+            let text = |key: &str| unit[key].as_str().map(str::to_owned);
+            let says = |key: &str| text(key).as_deref().and_then(Control::spoken_of);
+            let image = picture(&unit["input_image"]).or_else(|| picture(&unit["image"]));
+            Unit {
+                control: says("model").or_else(|| says("module")),
+                weight: unit["weight"].as_f64().unwrap_or(1.0),
+                module: text("module"),
+                image: image.filter(|image| !image.is_empty()),
+            }
+        };
+        on.map(unit).collect()
     }
+
+    /// Whether its picture is what the ControlNet looks at; else that is made of it. The extension's own preset is no
+    /// preprocessor.
+    fn is_control_picture(&self) -> bool {
+        self.image.is_some() && self.module.as_deref().is_none_or(|module| module.eq_ignore_ascii_case("none"))
+    }
+}
+
+/// How loud each unit's ControlNet speaks; a unit that does not say what it looks at is the model's first one.
+fn scales(bundle: &Bundle, units: &[Unit]) -> Result<ControlScale, Problem> {
+    let mut scales = std::collections::BTreeMap::new();
+    for unit in units {
+        let first = bundle.controlnets.first().map(|net| net.control);
+        let Some(control) = unit.control.or(first) else {
+            return Err(Problem::wish("this model has no ControlNet; switch its units off"));
+        };
+        if scales.insert(control, unit.weight).is_some() {
+            return Err(Problem::wish(format!("two units look at {control} pictures; switch one of them off")));
+        }
+    }
+    Ok(if scales.is_empty() { ControlScale::Alone(0.0) } else { ControlScale::Each(scales) })
 }
 
 /// Takes an order back if nobody waits for it any more.
@@ -236,13 +272,9 @@ impl Drop for Waiting {
 }
 
 /// Waits for a painting; none if it was taken back.
-async fn painted(
-    site: &Site,
-    wish: PaintingWish,
-    content: Option<Frame>,
-) -> Result<Option<(Painting, Vec<u8>)>, Problem> {
+async fn painted(site: &Site, wish: PaintingWish, pictures: Pictures) -> Result<Option<(Painting, Vec<u8>)>, Problem> {
     let mut events = site.daemon().events().listen(); // before the order: nothing is missed
-    let id = site.ask(move |site| Ok(site.daemon().order_painting(wish, content)?.id)).await?;
+    let id = site.ask(move |site| Ok(site.daemon().order_painting(wish, pictures)?.id)).await?;
     let mut waiting = Waiting(Some((site.clone(), id)));
     let closing = site.closing();
     tokio::pin!(closing);

@@ -43,7 +43,7 @@ fn order(content: bool) -> Order {
         strength: 0.8,
         sampler: Sampler::DpmSolverPp2M,
         guidance: Guidance::new(0.0, 0.0, 3.0, GuidanceForm::Paper).unwrap(),
-        controls: vec![ControlChoice::of_content(Control::SoftEdge, 0.8)],
+        controls: content.then(|| ControlChoice::of_content(Control::SoftEdge, 0.8)).into_iter().collect(),
         inversion: Inversion::Noise,
         seed: 11,
     }

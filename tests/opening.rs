@@ -77,7 +77,9 @@ fn missing_misshapen_and_not_finite_tensors_are_named_together() {
         let norm = tensors.get_mut("down_blocks.0.resnets.0.norm1.weight").unwrap();
         norm.2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
     });
-    let error = ControlNet::load(&Bundle::open(&folder).unwrap()).unwrap_err().to_string();
+    let error = ControlNet::load(&Bundle::open(&folder).unwrap(), pleinair::bundle::control::Control::SoftEdge)
+        .unwrap_err()
+        .to_string();
     for part in [
         "controlnet: ",
         "conv_in.weight [16, 4, 3, 3] is missing",

@@ -21,6 +21,8 @@ done
 "$python" $scripts/tokens.py models/atelier/tokenizer
 "$python" $scripts/soft_edges.py
 "$python" $scripts/resize.py
+"$python" $scripts/controls.py
+"$python" $scripts/multi_control.py $tiny $fixtures/tiny-sd15-controls.safetensors
 for script in checkpoints ldm_names single_file loras clip_tokens; do
     "$python" $scripts/$script.py
 done

@@ -28,7 +28,8 @@ impl Depth {
     /// in 8 bits, cut off as the pipeline does.
     ///
     /// # Errors
-    /// If the network does not run on such a picture, does not answer with a depth map, or with one that is flat.
+    /// If the network does not run on such a picture, does not answer with a depth map, or with numbers that are not finite.
+    /// A flat map is black.
     pub fn map(&self, frame: &Frame) -> Result<Frame> {
         let unit = self.unit(frame)?;
         let pixels = unit.iter().flat_map(|near| [(near * 255.0) as u8; 3]).collect();

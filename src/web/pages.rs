@@ -92,10 +92,12 @@ fn html(status: StatusCode, language: &str, title: &str, body: &str) -> Response
 
 /// For a browser that is not paired, or not for this page.
 pub(super) fn stranger(site: &Site, status: StatusCode) -> Response {
-    let what = if status == StatusCode::FORBIDDEN { "page.elsewhere" } else { "page.unpaired" };
+    let (title, text) = match status {
+        StatusCode::FORBIDDEN => ("page.elsewhere.title", "page.elsewhere.text"),
+        _ => ("page.unpaired.title", "page.unpaired.text"),
+    };
     let texts = texts(site);
-    let [title, text] = ["title", "text"].map(|part| format!("{what}.{part}"));
-    let body = format!("<h1>{}</h1><p>{}</p>", texts.get(&title), texts.get(&text));
+    let body = format!("<h1>{}</h1><p>{}</p>", texts.get(title), texts.get(text));
     html(status, texts.language(), "pleinair", &body)
 }
 

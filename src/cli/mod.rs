@@ -2,6 +2,7 @@
 
 mod bench;
 mod doctor;
+mod grid;
 mod interrupt;
 mod learn;
 mod mix;
@@ -38,6 +39,8 @@ struct Arguments {
 enum Command {
     /// Paint a photograph or a prompt
     Paint(Box<paint::Arguments>),
+    /// Paint the same with several strengths of style and content, on one labelled sheet
+    Grid(Box<grid::Arguments>),
     /// Learn a style from one picture or a few
     Learn(Box<learn::Arguments>),
     /// Put a style together from stages of others
@@ -60,6 +63,7 @@ pub(super) fn run() -> Result<()> {
     let progress = Progress::new(progress);
     match command {
         Command::Paint(arguments) => paint::run(&arguments, &place, &progress, &Interrupt::listen()?),
+        Command::Grid(arguments) => grid::run(&arguments, &place, &progress, &Interrupt::listen()?),
         Command::Learn(arguments) => learn::run(&arguments, &place, &progress, &Interrupt::listen()?),
         Command::Mix(arguments) => mix::run(&arguments, &progress),
         Command::Styles(arguments) => styles::run(&arguments),

@@ -10,11 +10,11 @@ use pleinair::bundle::write::check_writable;
 use pleinair::camera::Frame;
 use pleinair::canvas::Canvas;
 use pleinair::painter::{
-    CONTROL_SCALE, ControlPicture, ControlScale, GUIDANCE, GivenControl, Inversion, NEGATIVE, Order, Pictures, Request,
-    STRENGTH, Size,
+    CONTROL_SCALE, ControlPicture, ControlScale, GUIDANCE, GivenControl, Habits, Inversion, NEGATIVE, Order, Painter,
+    Pictures, Request, STRENGTH, Size, StyleChoice,
 };
 use pleinair::prompt::Template;
-use pleinair::sampler::{Guidance, GuidanceForm, Sampler};
+use pleinair::sampler::{Guidance, GuidanceForm, Sampler, StepReport};
 use pleinair::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,31 @@ pub(super) fn plain_order(prompt: Template, size: (usize, usize), steps: usize) 
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
+    #[command(flatten)]
+    wish: Wish,
+    /// Guidance towards the style, ls in the paper
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    style_strength: f64,
+    /// Guidance towards the content of the prompt, lc in the paper
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    content_strength: f64,
+    /// Write the control picture, .png or .jpg; of several, each with its kind in its name
+    #[arg(long, value_name = "FILE")]
+    save_control: Option<PathBuf>,
+    /// Pictures to paint, with the seeds from --seed on
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    count: u64,
+    /// Write the unfinished picture every N steps, beside the finished one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    preview_every: Option<u32>,
+    /// Picture file, .png or .jpg, or a folder, where pictures are numbered
+    #[arg(long, value_name = "FILE|DIR")]
+    out: PathBuf,
+}
+
+/// What a painting and a sheet of them are told alike.
+#[derive(Debug, clap::Args)]
+pub(super) struct Wish {
     #[command(flatten)]
     model: model::Choice,
     /// Photograph to paint; without it the picture comes from the prompt alone
@@ -64,12 +89,6 @@ pub(super) struct Arguments {
     /// How the photograph becomes a latent: noise added, or the denoiser run backwards
     #[arg(long, value_enum, default_value_t)]
     invert: Invert,
-    /// Guidance towards the style, ls in the paper
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
-    style_strength: f64,
-    /// Guidance towards the content of the prompt, lc in the paper
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
-    content_strength: f64,
     /// Guidance towards the prompt as a whole, ln in the paper
     #[arg(long, value_name = "X", default_value_t = GUIDANCE, allow_negative_numbers = true)]
     guidance: f64,
@@ -83,9 +102,6 @@ pub(super) struct Arguments {
     /// what the model's first ControlNet looks at]
     #[arg(long, value_name = "FILE[:KIND]")]
     control_image: Vec<String>,
-    /// Write the control picture, .png or .jpg; of several, each with its kind in its name
-    #[arg(long, value_name = "FILE")]
-    save_control: Option<PathBuf>,
     /// Width and height in pixels, such as 256x192, or the longer side alone [default: the model's own area]; what is not
     /// given follows the photograph's shape
     #[arg(long, value_name = "WxH")]
@@ -93,15 +109,6 @@ pub(super) struct Arguments {
     /// Seed of the noise: the same inputs and seed give the same picture
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Pictures to paint, with the seeds from --seed on
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    count: u64,
-    /// Write the unfinished picture every N steps, beside the finished one
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    preview_every: Option<u32>,
-    /// Picture file, .png or .jpg, or a folder, where pictures are numbered
-    #[arg(long, value_name = "FILE|DIR")]
-    out: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -128,46 +135,32 @@ pub(super) fn run(
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    let request = arguments.request();
+    let wish = &arguments.wish;
+    let request = wish.request(arguments.style_strength, arguments.content_strength);
     request.template()?; // before anything is opened
-    let last_seed = arguments.seed.checked_add(arguments.count - 1);
+    let last_seed = wish.seed.checked_add(arguments.count - 1);
     let last_seed = last_seed.ok_or_else(|| Error::Usage("there are no seeds that high; lower --seed".into()))?;
     let out = Out::prepare(&arguments.out, arguments.count)?;
     if let Some(file) = &arguments.save_control {
         Canvas::check_name(file)?;
         check_writable(file)?;
     }
-    let content = arguments.content.as_ref().map(Frame::open).transpose()?;
-    let controls = arguments.control_image.iter().map(|given| control_image(given)).collect::<Result<_>>()?;
-    let folder = arguments.model.folder()?;
-    let place = place.announce(progress)?;
-    let painter = model::open(&folder, &place.target)?;
-    interrupt.check()?;
-
-    let mut styles = vec![];
-    for given in &arguments.styles {
-        let (choice, told) = style::choose(given, painter.bundle().folder(), painter.tokenizer())?;
-        progress.note(&told);
-        styles.push(choice);
-    }
-    let (mut order, notes) = request.order(&painter, styles, Pictures { content, controls }, place.habits())?;
+    let pictures = wish.pictures()?;
+    let Opened { painter, styles, habits } = wish.open(place, progress, interrupt)?;
+    let (mut order, notes) = request.order(&painter, styles, pictures, habits)?;
     notes.iter().for_each(|note| progress.note(note));
     let controls = painter.control_pictures(&order)?;
     if let Some(file) = &arguments.save_control {
         save_controls(file, &controls, progress)?;
     }
-    for (number, seed) in (arguments.seed..=last_seed).enumerate() {
+    for (number, seed) in (wish.seed..=last_seed).enumerate() {
         order.seed = seed;
         let file = out.file(number, seed);
         let canvas = painter.paint_with(&order, &controls, &mut |step| {
-            interrupt.check()?;
-            let (index, count, timestep) = (step.index, step.count, step.timestep);
-            if step.inverting {
-                return progress.tell(&Event::Inverting { index, count, timestep, seed });
-            }
-            progress.tell(&Event::Step { index, count, timestep, seed })?;
+            tell(&step, seed, progress, interrupt)?;
+            let (index, count) = (step.index, step.count);
             match arguments.preview_every {
-                Some(every) if (index + 1) % every as usize == 0 && index + 1 < count => {
+                Some(every) if !step.inverting && (index + 1) % every as usize == 0 && index + 1 < count => {
                     let preview = beside(&file, &format!("-step{:02}.png", index + 1));
                     let metadata = painter.metadata(&order)?;
                     painter.preview(step.denoised)?.save(&preview, &metadata)?;
@@ -180,15 +173,76 @@ pub(super) fn run(
         canvas.save(&file, &painter.metadata(&order)?)?;
         progress.tell(&Event::finished(&file))?;
     }
+    note_unrecorded(&painter, progress);
+    Ok(())
+}
+
+/// A step of a painting was taken.
+pub(super) fn tell(step: &StepReport<'_>, seed: u64, progress: &Progress, interrupt: &Interrupt) -> Result<()> {
+    interrupt.check()?;
+    let (index, count, timestep) = (step.index, step.count, step.timestep);
+    progress.tell(&match step.inverting {
+        true => Event::Inverting { index, count, timestep, seed },
+        false => Event::Step { index, count, timestep, seed },
+    })
+}
+
+pub(super) fn note_unrecorded(painter: &Painter, progress: &Progress) {
     if let Some(why) = painter.not_recorded() {
         progress
             .note(&format!("every kernel was launched by itself, more slowly, since the GPU did not record: {why}"));
     }
-    Ok(())
 }
 
-impl Arguments {
-    fn request(&self) -> Request {
+/// What a wish needs to be painted.
+pub(super) struct Opened {
+    pub(super) painter: Painter,
+    pub(super) styles: Vec<StyleChoice>,
+    pub(super) habits: Habits,
+}
+
+impl Wish {
+    /// The pictures it names.
+    pub(super) fn pictures(&self) -> Result<Pictures> {
+        let content = self.content.as_ref().map(Frame::open).transpose()?;
+        let controls = self.control_image.iter().map(|given| control_image(given)).collect::<Result<_>>()?;
+        Ok(Pictures { content, controls })
+    }
+
+    /// The model and the styles it names.
+    pub(super) fn open(&self, place: &place::Choice, progress: &Progress, interrupt: &Interrupt) -> Result<Opened> {
+        let folder = self.model.folder()?;
+        let place = place.announce(progress)?;
+        let painter = model::open(&folder, &place.target)?;
+        interrupt.check()?;
+        let mut styles = vec![];
+        for given in &self.styles {
+            let (choice, told) = style::choose(given, painter.bundle().folder(), painter.tokenizer())?;
+            progress.note(&told);
+            styles.push(choice);
+        }
+        Ok(Opened { painter, styles, habits: place.habits() })
+    }
+
+    /// Seed of the noise.
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub(super) fn guidance_form(&self) -> GuidanceForm {
+        match self.guidance_form {
+            Form::Paper => GuidanceForm::Paper,
+            Form::Half => GuidanceForm::Half,
+        }
+    }
+
+    /// Guidance towards the prompt as a whole.
+    pub(super) fn guidance(&self) -> f64 {
+        self.guidance
+    }
+
+    /// The wish with these scales of style and content.
+    pub(super) fn request(&self, style_strength: f64, content_strength: f64) -> Request {
         Request {
             styles: self.styles.clone(),
             prompt: self.prompt.clone(),
@@ -200,13 +254,10 @@ impl Arguments {
                 Invert::Noise => Inversion::Noise,
                 Invert::Ddim => Inversion::Ddim,
             }),
-            style_strength: Some(self.style_strength),
-            content_strength: Some(self.content_strength),
+            style_strength: Some(style_strength),
+            content_strength: Some(content_strength),
             guidance: Some(self.guidance),
-            guidance_form: Some(match self.guidance_form {
-                Form::Paper => GuidanceForm::Paper,
-                Form::Half => GuidanceForm::Half,
-            }),
+            guidance_form: Some(self.guidance_form()),
             control_scale: Some(self.control_scale.clone()),
             size: self.size,
             seed: Some(self.seed),

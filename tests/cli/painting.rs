@@ -220,3 +220,36 @@ fn a_sheet_holds_every_cell_at_one_height() {
     studio.refuses(&["sheet", "--cell", "a=a.png", "--columns", "0", "--out", "b.png"], 2, &["one column"]);
     studio.refuses(&["sheet", "--cell", "a=a.png", "--out", "b.gif"], 2, &["b.gif", ".png or .jpg"]);
 }
+
+#[test]
+fn a_grid_is_a_sheet_of_the_same_pictures() {
+    let studio = Studio::new();
+    let style = learned().to_str().unwrap();
+    let wish = ["--bundle", TINY, "--content", PHOTO, "--style", style, "--prompt", "a mountain", "--steps", "3"];
+    let mut cells = vec![];
+    for (row, ls) in ["0", "2.5"].iter().enumerate() {
+        for (column, lc) in ["1", "-1"].iter().enumerate() {
+            let out = format!("{row}{column}.png");
+            let scales = ["--style-strength", ls, "--content-strength", lc, "--out", &out];
+            studio.done(&with(&with(&["paint"], &wish), &scales));
+            cells.push(format!("style {ls}, content {lc}={out}"));
+        }
+    }
+    let sheet: Vec<&str> = cells.iter().flat_map(|cell| ["--cell", cell]).collect();
+    studio.done(&with(&with(&["sheet", "--columns", "2"], &sheet), &["--out", "sheet.png"]));
+    let scales = ["--style-strength", "0,2.5", "--content-strength", "1,-1", "--progress", "json", "--out", "grid.png"];
+    let run = studio.done(&with(&with(&["grid"], &wish), &scales));
+    assert_eq!(studio.read("grid.png"), studio.read("sheet.png"));
+    assert_ne!(studio.read("00.png"), studio.read("11.png"));
+    assert_eq!(run.events().iter().filter(|event| event["event"] == "finished").count(), 1);
+
+    let many = (0..11).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+    let refused: [(&[&str], &str); 3] = [
+        (&["--style-strength", &many, "--content-strength", &many], "121 pictures"),
+        (&["--style-strength", "inf"], "finite"),
+        (&["--style-strength", "much"], "much"),
+    ];
+    for (scales, said) in refused {
+        studio.refuses(&with(&with(&with(&["grid"], &wish), scales), &["--out", "b.png"]), 2, &[said]);
+    }
+}

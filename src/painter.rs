@@ -5,12 +5,14 @@ mod guided;
 mod memory;
 mod order;
 mod request;
+mod validation;
 
 pub use control::{ControlChoice, ControlPicture};
 pub use order::{Inversion, Order, StyleChoice};
 pub use request::{
     CONTROL_SCALE, ControlScale, GUIDANCE, GivenControl, Habits, NEGATIVE, Pictures, Request, STRENGTH, Size,
 };
+pub use validation::{STEPS as VALIDATION_STEPS, Validation};
 
 use crate::bundle::Bundle;
 use crate::bundle::control::Control;

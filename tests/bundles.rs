@@ -12,7 +12,7 @@ use pleinair::camera::Frame;
 use pleinair::painter::{ControlChoice, Inversion, Order, Painter};
 use pleinair::prompt::Template;
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler, TorchRng};
-use pleinair::train::{Batch, Lesson, Prompts, Study, gradient};
+use pleinair::train::{Batch, Lesson, Options, Prompts, Study, gradient};
 use reference::model_folder;
 use safetensors::tensor::Dtype;
 use std::fs;
@@ -87,10 +87,11 @@ fn learned(painter: &Painter) -> (Vec<f32>, Vec<Vec<f32>>) {
         stages: 2,
         steps: 1,
         batch: 2,
-        lr: 0.002,
+        lr: 0.002.into(),
         init: "painting".into(),
         seed: 0,
         license: String::new(),
+        options: Options::default(),
     };
     let mut rng = TorchRng::new(2);
     let mut randn = || rng.randn((2, 4, 8, 8)).unwrap();

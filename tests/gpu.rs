@@ -15,7 +15,7 @@ use pleinair::prompt::{Conditioning, Template};
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler, TorchRng};
 use pleinair::style::Style;
 use pleinair::target::Numbers;
-use pleinair::train::{Batch, Lesson, Prompts, Study, gradient};
+use pleinair::train::{Batch, Lesson, Options, Prompts, Study, gradient};
 use reference::{Reference, bundle, max_difference, model_folder, target};
 
 const TINY: &str = "tiny-sd15";
@@ -114,10 +114,11 @@ fn half_precision_learns_in_the_same_direction() {
         stages: 2,
         steps: 1,
         batch: 2,
-        lr: 0.002,
+        lr: 0.002.into(),
         init: "painting".into(),
         seed: 0,
         license: String::new(),
+        options: Options::default(),
     };
     let mut rng = TorchRng::new(2);
     let mut randn = || rng.randn((2, 4, 8, 8)).unwrap();

@@ -9,7 +9,7 @@ use pleinair::painter::Painter;
 use pleinair::prompt::Template;
 use pleinair::sampler::TorchRng;
 use pleinair::style::stage_of;
-use pleinair::train::{Batch, Files, Lesson, Prompts, Study, gradient, learn, losses};
+use pleinair::train::{Batch, Files, Lesson, Options, Prompts, Study, gradient, learn, losses};
 
 const STAGES: usize = 6;
 
@@ -29,10 +29,11 @@ fn lesson() -> Lesson {
         stages: STAGES,
         steps: 3,
         batch: 2,
-        lr: 0.002,
+        lr: 0.002.into(),
         init: "painting".into(),
         seed: 5,
         license: "CC0-1.0".into(),
+        options: Options::default(),
     }
 }
 

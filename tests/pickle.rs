@@ -75,6 +75,22 @@ fn an_embedding_of_another_program_can_be_read() {
 }
 
 #[test]
+fn the_form_before_torch_1_6_is_read() {
+    let checkpoint = Checkpoint::open(&fixture("old-form.pt")).unwrap();
+    let tensors = checkpoint.tensors().unwrap();
+    let place = &tensors["vectors"];
+    assert_eq!(place.shape(), [2, 32]);
+    assert_eq!(checkpoint.read_f32(place).unwrap(), (0..64).map(|i| i as f32 / 64.0).collect::<Vec<_>>());
+
+    let (folder, bytes) = (tempfile::tempdir().unwrap(), std::fs::read(fixture("old-form.pt")).unwrap());
+    let path = folder.path().join("cut.pt");
+    for length in [bytes.len() - 1, bytes.len() - 260, 40, 20] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        assert!(fault(&path).contains("a damaged checkpoint"), "{}", fault(&path));
+    }
+}
+
+#[test]
 fn other_forms_are_named_with_the_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("text.ckpt");
@@ -83,13 +99,12 @@ fn other_forms_are_named_with_the_remedy() {
     let bytes = std::fs::read(fixture("awkward-2.ckpt")).unwrap();
     std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
     for (path, what) in [
-        (fixture("old-form.pt"), "torch before 1.6"),
         (fixture("deflated.pt"), "is compressed or encrypted; load it with a current torch"),
         (fixture("big-endian.pt"), "big-endian"),
         (fixture("expanded.pt"), "expanded view"),
         (fixture("not-torch.zip"), "no data.pkl"),
-        (fixture("expected.safetensors"), "no checkpoint in torch's zip form"),
-        (text, "no checkpoint in torch's zip form"),
+        (fixture("expected.safetensors"), "no checkpoint of torch"),
+        (text, "no checkpoint of torch"),
         (cut, "a damaged zip file"),
     ] {
         let fault = fault(&path);
@@ -122,7 +137,7 @@ fn damaged_files_never_panic() {
     let path = folder.path().join("mutant.ckpt");
     let mut rng = Mt::new(20231);
     let (mut good, mut bad) = (0, 0);
-    for name in ["awkward-2.ckpt", "awkward-4.ckpt", "embedding.pt"] {
+    for name in ["awkward-2.ckpt", "awkward-4.ckpt", "embedding.pt", "old-form.pt"] {
         let original = std::fs::read(fixture(name)).unwrap();
         let pickle_starts = 64.min(original.len()); // after the first entry's local header
         for round in 0..1000 {

@@ -14,9 +14,11 @@ pub enum Model {
     Sd15,
     /// The same structure, only narrow; a fraction of a second to make and run
     Tiny,
+    /// As tiny, with Stable Diffusion 1.5's 768 numbers a word: for trying embeddings of others
+    Wide,
 }
 
-/// What differs between the two.
+/// What differs between them.
 struct Widths {
     channels: [usize; 4],
     groups: usize,
@@ -62,6 +64,7 @@ impl Model {
                 vae_groups: 4,
                 picture: 64,
             },
+            Model::Wide => Widths { text: 768, text_layers: 1, text_heads: 12, ..Model::Tiny.widths() },
         }
     }
 

@@ -8,7 +8,7 @@ pub mod manifest;
 mod onnx;
 pub mod part;
 pub mod pickle;
-mod values;
+pub(crate) mod values;
 pub mod weights;
 pub mod write;
 

@@ -1,8 +1,13 @@
 //! Checkpoints written by `torch.save` (`.ckpt`, `.pth`, `.pt`, `.bin`), read as data: a pickle is a program, and this
 //! one is never executed. The zip form of torch 1.6 and later, whose entries are stored, not compressed: `data.pkl` says
-//! which tensors there are, `data/0`, `data/1`, ... hold their numbers, which are read one tensor at a time.
+//! which tensors there are, `data/0`, `data/1`, ... hold their numbers, which are read one tensor at a time. And the form
+//! before that ([`old`]).
 
 mod machine;
+mod old;
+mod write;
+
+pub use write::{Item, write};
 
 use super::values;
 use crate::{Error, Result};
@@ -102,18 +107,24 @@ impl Checkpoint {
         let mut start = [0; OLD_TORCH.len()];
         let length = read_start(&mut file, &mut start).map_err(Error::io(path))?;
         if start == OLD_TORCH {
-            return Err(fault(format!("written by torch before 1.6 or in its old form; {SAVE_AGAIN}")));
+            let (program, storages) = old::read(path, &mut file)?;
+            return Checkpoint::of(path, program, &storages);
         }
         if !start[..length].starts_with(b"PK") {
-            return Err(fault(format!("no checkpoint in torch's zip form; {SAVE_AGAIN}")));
+            return Err(fault(format!("no checkpoint of torch; {SAVE_AGAIN}")));
         }
         let mut archive = Archive::open(path, file)?;
         let pickle = archive.bytes(&archive.pickle.clone(), LARGEST_PICKLE)?;
         let program = machine::run(&pickle).map_err(|what| fault(format!("a damaged checkpoint: {what}")))?;
+        Checkpoint::of(path, program, &archive.storages())
+    }
+
+    /// Checks that every tensor lies within its storage.
+    fn of(path: &Path, program: Program, storages: &Storages) -> Result<Checkpoint> {
         let mut tensors = HashMap::new();
         for (id, node) in program.nodes.iter().enumerate() {
             if let Node::Tensor(view) = node
-                && let Some(place) = archive.place(&program, view).map_err(fault)?
+                && let Some(place) = place(&program, view, storages).map_err(|what| Error::file(path, what))?
             {
                 tensors.insert(id as Id, place);
             }
@@ -356,35 +367,45 @@ impl<'a, F: Read + Seek> Archive<'a, F> {
         Ok(bytes)
     }
 
-    /// A tensor's place in the file; none for types that no tensor here has.
-    fn place(&self, program: &Program, view: &View) -> Result<Option<TensorPlace>, String> {
-        let Node::Storage(storage) = &program.nodes[view.storage as usize] else {
-            return Err("a damaged checkpoint: a tensor without a storage".into());
-        };
-        let Some(dtype) = storage.dtype else { return Ok(None) };
-        let entry = self.name(&format!("data/{}", storage.key));
-        let &(start, bytes) =
-            self.entries.get(&entry).ok_or_else(|| format!("a damaged checkpoint: no {entry} in it"))?;
-        let width = (dtype.bitsize() / 8) as u64;
-        let within = |elements: u64| elements <= bytes / width;
-        let outside = || format!("a damaged checkpoint: a tensor {:?} reaches beyond its storage {entry}", view.shape);
-        let product = view.shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size as u64));
-        let count = product.ok_or_else(outside)?;
-        let last = view.shape.iter().zip(&view.strides).try_fold(view.offset, |at, (&size, &stride)| {
-            at.checked_add((size as u64).saturating_sub(1).checked_mul(stride as u64)?)
-        });
-        let first = match count {
-            0 => 0,
-            _ if last.is_some_and(|last| last < u64::MAX && within(last + 1)) => view.offset,
-            _ => return Err(outside()),
-        };
-        if !within(count) {
-            let what = "repeats its values (an expanded view); save it again with .contiguous()";
-            return Err(format!("a tensor {:?} in {entry} {what}", view.shape));
-        }
-        let (shape, strides) = (view.shape.clone(), view.strides.clone());
-        Ok(Some(TensorPlace { offset: start + first * width, dtype, shape, strides }))
+    /// Where the numbers lie, by the names that the pickle has for them.
+    fn storages(&self) -> Storages {
+        let prefix = self.name("data/");
+        let storage = |(name, &place): (&String, &(u64, u64))| Some((name.strip_prefix(&prefix)?.to_owned(), place));
+        self.entries.iter().filter_map(storage).collect()
     }
+}
+
+/// First byte and length of each storage, by its key.
+type Storages = HashMap<String, (u64, u64)>;
+
+/// A tensor's place in the file; none for types that no tensor here has.
+fn place(program: &Program, view: &View, storages: &Storages) -> Result<Option<TensorPlace>, String> {
+    let Node::Storage(storage) = &program.nodes[view.storage as usize] else {
+        return Err("a damaged checkpoint: a tensor without a storage".into());
+    };
+    let Some(dtype) = storage.dtype else { return Ok(None) };
+    let entry = format!("data/{}", storage.key);
+    let &(start, bytes) =
+        storages.get(&*storage.key).ok_or_else(|| format!("a damaged checkpoint: no {entry} in it"))?;
+    let width = (dtype.bitsize() / 8) as u64;
+    let within = |elements: u64| elements <= bytes / width;
+    let outside = || format!("a damaged checkpoint: a tensor {:?} reaches beyond its storage {entry}", view.shape);
+    let product = view.shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size as u64));
+    let count = product.ok_or_else(outside)?;
+    let last = view.shape.iter().zip(&view.strides).try_fold(view.offset, |at, (&size, &stride)| {
+        at.checked_add((size as u64).saturating_sub(1).checked_mul(stride as u64)?)
+    });
+    let first = match count {
+        0 => 0,
+        _ if last.is_some_and(|last| last < u64::MAX && within(last + 1)) => view.offset,
+        _ => return Err(outside()),
+    };
+    if !within(count) {
+        let what = "repeats its values (an expanded view); save it again with .contiguous()";
+        return Err(format!("a tensor {:?} in {entry} {what}", view.shape));
+    }
+    let (shape, strides) = (view.shape.clone(), view.strides.clone());
+    Ok(Some(TensorPlace { offset: start + first * width, dtype, shape, strides }))
 }
 
 /// The first bytes of a file, as many as there are up to the length of `start`.

@@ -9,7 +9,7 @@ use std::path::Path;
 /// Numbers decoded at once.
 const CHUNK: usize = 1 << 16;
 /// The types of [`width`], for messages.
-pub(super) const SUPPORTED: &str = "F32, F16, BF16 and F64";
+pub(crate) const SUPPORTED: &str = "F32, F16, BF16 and F64";
 
 /// Bytes of one number of a type that is read as f32; none for the types that are not.
 pub(super) fn width(dtype: Dtype) -> Option<usize> {
@@ -51,6 +51,13 @@ pub(super) fn read_f32_from(
         decode(dtype, piece, &mut values);
     }
     Ok(values)
+}
+
+/// Little-endian numbers in memory; none of a type that [`width`] does not know.
+pub(crate) fn from_bytes(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    let mut values = Vec::with_capacity(bytes.len() / width(dtype)?);
+    decode(dtype, bytes, &mut values);
+    Some(values)
 }
 
 fn decode(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) {

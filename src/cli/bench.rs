@@ -12,7 +12,7 @@ use pleinair::net::{TextKv, Unet};
 use pleinair::painter::{Order, Painter, Size};
 use pleinair::prompt::{Conditioning, Template};
 use pleinair::sampler::TorchRng;
-use pleinair::train::{self, Batch, Lesson, Prompts, Study};
+use pleinair::train::{self, Batch, Lesson, Options, Prompts, Study};
 use pleinair::{Error, Result};
 use pleinair_cpu::isa::Isa;
 use serde::Serialize;
@@ -249,10 +249,11 @@ fn lesson() -> Result<Lesson> {
         stages: STAGES,
         steps: 1,
         batch: 1,
-        lr: 0.002,
+        lr: 0.002.into(),
         init: "painting".into(),
         seed: 0,
         license: String::new(),
+        options: Options::default(),
     })
 }
 

@@ -6,17 +6,17 @@ use super::progress::{Event, Progress};
 use super::{model, place, style};
 use pleinair::bundle::write::check_writable;
 use pleinair::camera::Frame;
-use pleinair::canvas::{Canvas, contact_sheet};
-use pleinair::painter::{Order, Painter, StyleChoice};
+use pleinair::canvas::{Canvas, Metadata, contact_sheet};
+use pleinair::painter::{Order, Painter, StyleChoice, VALIDATION_STEPS, Validation};
 use pleinair::prompt::{PromptStyle, Template};
 use pleinair::style::Style;
-use pleinair::train::{self, Files, Lesson, Study};
+use pleinair::train::{self, Files, Lesson, Options, Rates, Stages, Study};
 use pleinair::{Error, Result};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Steps of a preview: enough to see where the style goes.
-const PREVIEW_STEPS: usize = 12;
+/// Steps between two validations with pictures, where nobody says it.
+const VALIDATE_EVERY: usize = 50;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -37,9 +37,24 @@ pub(super) struct Arguments {
     /// Noised pictures a step
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch: usize,
-    /// Learning rate
-    #[arg(long, value_name = "X", default_value_t = 0.002)]
-    lr: f64,
+    /// Learning rate, or one for each stage, as in 5..3=0.001,2..0=0.004
+    #[arg(long, value_name = "X|STAGES=X", default_value = "0.002")]
+    lr: Rates,
+    /// Stages that learn, as in 0..3; the others stay at the initial word [default: all]
+    #[arg(long, value_name = "STAGES")]
+    learn_stages: Option<Stages>,
+    /// Vectors of each stage: the style then stands for so many words of a prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    vectors_per_stage: usize,
+    /// Batches a step takes together, as one so many times as large but in the memory of one
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    accumulate: usize,
+    /// Weigh timesteps by min-SNR with this gamma, such as 5
+    #[arg(long, value_name = "GAMMA")]
+    min_snr: Option<f64>,
+    /// End the lesson after so many evaluations of the validation loss without a better one; the best vectors are kept
+    #[arg(long, value_name = "PATIENCE")]
+    early_stop: Option<usize>,
     /// The word every stage starts from
     #[arg(long, value_name = "WORD", default_value = "painting")]
     init: String,
@@ -52,6 +67,16 @@ pub(super) struct Arguments {
     /// Paint with the unfinished style every N steps
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     preview_every: Option<u32>,
+    /// Evaluate the validation loss, and paint the validation pictures, every N steps [default with pictures: 50; with
+    /// --early-stop: 25]
+    #[arg(long, value_name = "N")]
+    validate_every: Option<usize>,
+    /// A prompt to paint as the lesson goes, with {} where the style goes; may be given several times
+    #[arg(long = "validate-prompt", value_name = "TEXT")]
+    validate_prompts: Vec<String>,
+    /// A photograph to paint as the lesson goes; may be given several times
+    #[arg(long = "validate-image", value_name = "IMG")]
+    validate_images: Vec<PathBuf>,
     /// The style's name in prompts [default: the name of the file]
     #[arg(long, value_name = "TOKEN")]
     name: Option<String>,
@@ -78,7 +103,7 @@ pub(super) fn run(
     let painter = model::open(&folder, &place.announce(progress)?.target)?;
     interrupt.check()?;
 
-    let style = [PromptStyle::Learned(lesson.token.clone())];
+    let style = [PromptStyle::learned(&lesson.token, lesson.options.vectors_per_stage)];
     for study in &lesson.studies {
         let dropped = study.context.tokens(painter.tokenizer(), &style)?.dropped;
         if dropped > 0 {
@@ -86,7 +111,9 @@ pub(super) fn run(
         }
     }
     let mut unfinished = (!arguments.resume && files.checkpoint.is_file()).then(|| files.checkpoint.display());
-    let preview = Preview { arguments, painter: &painter, interrupt, progress };
+    let validation = arguments.validation()?;
+    validation.check(&painter, &lesson.token)?;
+    let preview = Preview { arguments, painter: &painter, validation, interrupt, progress };
     let began = Instant::now();
     let learned = train::learn(&painter, &lesson, &files, arguments.resume, &mut |now| {
         if let Some(checkpoint) = unfinished.take() {
@@ -95,8 +122,13 @@ pub(super) fn run(
             ));
         }
         let (step, steps, loss, smoothed) = (now.step, now.steps, now.loss, now.smoothed);
-        progress.tell(&Event::Learning { step, steps, loss, smoothed, seconds: began.elapsed().as_secs_f64() })?;
+        let (stages, seconds) = (now.stages.to_vec(), began.elapsed().as_secs_f64());
+        let validated = now.validation;
+        progress.tell(&Event::Learning { step, steps, loss, smoothed, stages, validation: validated, seconds })?;
         interrupt.check()?;
+        if validated.is_some() {
+            preview.validate(step, now.style)?;
+        }
         match arguments.preview_every {
             Some(every) if step % every as usize == 0 => preview.paint(step, now.style, &lesson.studies[0].context),
             _ => Ok(()),
@@ -108,6 +140,11 @@ pub(super) fn run(
         progress.note(&format!("what was learned is in {checkpoint}; the same command with --resume goes on from it"));
     }
     let learned = saved?;
+    let curve = out.with_extension("loss.png");
+    Canvas::from(train::curve(&files.log, &files.validation())?).save(&curve, &Metadata::default())?;
+    if let Some(step) = learned.stopped {
+        progress.tell(&Event::Stopped { step, kept: learned.style.steps.unwrap_or(0) })?;
+    }
     std::fs::remove_file(&files.checkpoint).map_err(Error::io(&files.checkpoint))?;
     progress.tell(&Event::Validation { before: learned.loss_before, after: learned.loss_after })?;
     progress.tell(&Event::finished(out))
@@ -131,10 +168,35 @@ impl Arguments {
             stages: self.stages,
             steps: self.steps,
             batch: self.batch,
-            lr: self.lr,
+            lr: self.lr.clone(),
             init: self.init.clone(),
             seed: self.seed,
             license: self.license.clone(),
+            options: self.options(),
+        })
+    }
+
+    fn options(&self) -> Options {
+        let has_pictures = !self.validate_prompts.is_empty() || !self.validate_images.is_empty();
+        Options {
+            learn_stages: self.learn_stages.clone(),
+            vectors_per_stage: self.vectors_per_stage,
+            accumulate: self.accumulate,
+            min_snr: self.min_snr,
+            validate_every: self.validate_every.or(has_pictures.then_some(VALIDATE_EVERY)),
+            early_stop: self.early_stop,
+        }
+    }
+
+    fn validation(&self) -> Result<Validation> {
+        let photograph = |image: &PathBuf| {
+            let name = image.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            Ok((name, Frame::open(image)?))
+        };
+        Ok(Validation {
+            prompts: self.validate_prompts.clone(),
+            photographs: self.validate_images.iter().map(photograph).collect::<Result<_>>()?,
+            ..Validation::default()
         })
     }
 }
@@ -143,6 +205,7 @@ impl Arguments {
 struct Preview<'a> {
     arguments: &'a Arguments,
     painter: &'a Painter,
+    validation: Validation,
     interrupt: &'a Interrupt,
     progress: &'a Progress,
 }
@@ -164,8 +227,21 @@ impl Preview<'_> {
         self.progress.tell(&Event::preview(&file))
     }
 
+    /// The validation pictures on one labelled sheet, in a folder beside the style.
+    fn validate(&self, step: usize, style: &Style) -> Result<()> {
+        if self.validation.is_empty() {
+            return Ok(());
+        }
+        let folder = beside(&self.arguments.out, ".validation");
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let (sheet, metadata) = self.validation.sheet(self.painter, style, &mut || self.interrupt.check())?;
+        let file = folder.join(format!("step{step:04}.png"));
+        sheet.save(&file, &metadata)?;
+        self.progress.tell(&Event::preview(&file))
+    }
+
     fn order(&self, prompt: Template, style: &Style) -> Result<Order> {
         let size = self.painter.bundle().native_size_like(1, 1);
-        Ok(Order { styles: vec![StyleChoice::Learned(style.clone())], ..plain_order(prompt, size, PREVIEW_STEPS)? })
+        Ok(Order { styles: vec![StyleChoice::Learned(style.clone())], ..plain_order(prompt, size, VALIDATION_STEPS)? })
     }
 }

@@ -45,7 +45,7 @@ enum Command {
     Learn(Box<learn::Arguments>),
     /// Put a style together from stages of others
     Mix(mix::Arguments),
-    /// Show learned styles
+    /// Show learned styles, and write them as other programs read them
     Styles(styles::Arguments),
     /// Run the daemon: kiosk, studio and gallery for browsers, and the API
     Serve(serve::Arguments),
@@ -66,7 +66,7 @@ pub(super) fn run() -> Result<()> {
         Command::Grid(arguments) => grid::run(&arguments, &place, &progress, &Interrupt::listen()?),
         Command::Learn(arguments) => learn::run(&arguments, &place, &progress, &Interrupt::listen()?),
         Command::Mix(arguments) => mix::run(&arguments, &progress),
-        Command::Styles(arguments) => styles::run(&arguments),
+        Command::Styles(arguments) => styles::run(&arguments, &progress),
         Command::Serve(arguments) => serve::run(&arguments, &place),
         Command::Doctor(arguments) => doctor::run(&arguments, &place),
         Command::Bench(arguments) => bench::run(&arguments, &place),

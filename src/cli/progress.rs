@@ -28,11 +28,24 @@ pub(super) enum Event {
     /// A step of the inversion of the content was taken (`--invert ddim`).
     Inverting { index: usize, count: usize, timestep: f64, seed: u64 },
     /// A learning step was taken; `seconds` since this run began.
-    Learning { step: usize, steps: usize, loss: f32, smoothed: f32, seconds: f64 },
+    Learning {
+        step: usize,
+        steps: usize,
+        loss: f32,
+        smoothed: f32,
+        /// Smoothed loss of each stage, stage 0 first; null where no step has looked at one yet.
+        stages: Vec<Option<f32>>,
+        /// Validation loss, where it was evaluated after this step.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        validation: Option<f32>,
+        seconds: f64,
+    },
     /// A preview was written.
     Preview { file: String },
     /// What learning achieved, on fixed noise and timesteps.
     Validation { before: f32, after: f32 },
+    /// A lesson ended before its last step, and the step whose vectors are kept.
+    Stopped { step: usize, kept: u64 },
     /// A file was written.
     Finished { file: String },
 }
@@ -51,8 +64,11 @@ impl Event {
         match self {
             Event::Step { index, count, seed, .. } => Some((index + 1, *count, format!("seed {seed}"))),
             Event::Inverting { index, count, .. } => Some((index + 1, *count, "inverting the content".into())),
-            Event::Learning { step, steps, loss, smoothed, .. } => {
-                Some((*step, *steps, format!("loss {loss:.4}, smoothed {smoothed:.4}")))
+            Event::Learning { step, steps, loss, smoothed, stages, .. } => {
+                let stage = |loss: &Option<f32>| loss.map_or("-".to_owned(), |loss| format!("{loss:.3}"));
+                let stages: Vec<String> = stages.iter().map(stage).collect();
+                let stages = stages.join(" ");
+                Some((*step, *steps, format!("loss {loss:.4}, smoothed {smoothed:.4}, by stage {stages}")))
             }
             _ => None,
         }
@@ -64,6 +80,11 @@ impl Event {
             Event::Preview { file } => format!("preview {file}"),
             Event::Validation { before, after } => {
                 format!("validation loss {before:.5} with the initial word, {after:.5} with the style")
+            }
+            Event::Stopped { step, kept } => {
+                format!(
+                    "stopped early at step {step}: the validation loss falls no more; the vectors of step {kept} are kept"
+                )
             }
             Event::Finished { file } => format!("wrote {file}"),
             Event::Step { .. } | Event::Inverting { .. } | Event::Learning { .. } => String::new(),

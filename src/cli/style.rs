@@ -19,13 +19,16 @@ pub(super) fn shipped(bundle: &Path) -> PathBuf {
 pub(super) fn file(given: &str, bundle: Option<&Path>) -> Result<Option<PathBuf>> {
     let path = PathBuf::from(given);
     if path.is_file() {
+        // a PNG may be a card with a style in it; what is in the file is for the one who opens it
         return if is_picture(&path) { Err(unlearned(&path)) } else { Ok(Some(path)) };
     }
     let in_bundle = bundle.map(|bundle| shipped(bundle).join(format!("{given}.safetensors")));
     if let Some(file) = in_bundle.filter(|file| path.components().count() == 1 && file.is_file()) {
         return Ok(Some(file));
     }
-    if given.contains(std::path::MAIN_SEPARATOR) || path.extension().is_some_and(|e| e == "safetensors") {
+    if given.contains(std::path::MAIN_SEPARATOR)
+        || path.extension().is_some_and(|e| ["safetensors", "bin", "pt", "png"].iter().any(|known| e == *known))
+    {
         return Err(Error::file(&path, "there is no such style file; `pleinair styles list` shows those of the model"));
     }
     Ok(None)
@@ -34,7 +37,7 @@ pub(super) fn file(given: &str, bundle: Option<&Path>) -> Result<Option<PathBuf>
 /// By its name alone; what is in the file is for the one who opens it.
 fn is_picture(path: &Path) -> bool {
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    let known = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
+    let known = ["bmp", "gif", "jpeg", "jpg", "tif", "tiff", "webp"];
     extension.is_some_and(|extension| known.contains(&extension.as_str()))
 }
 
@@ -83,7 +86,15 @@ pub(super) fn name_for(out: &Path, given: Option<&str>) -> Result<String> {
     }
     check_writable(out)?;
     let stem = out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = given.unwrap_or(&stem).trim();
+    checked_name(given.unwrap_or(&stem))
+}
+
+/// A name that prompts can use.
+///
+/// # Errors
+/// [`Error::Usage`] for others.
+pub(super) fn checked_name(name: &str) -> Result<String> {
+    let name = name.trim();
     if name.is_empty() || name.contains(['{', '}']) || name.contains(char::is_control) {
         return Err(Error::Usage(format!("{name:?} is no name for a style; give a plain word with --name")));
     }

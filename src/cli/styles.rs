@@ -1,7 +1,9 @@
-//! `pleinair styles`: what is in style files.
+//! `pleinair styles`: what is in style files, and other programs' forms of them.
 
+use super::progress::{Event, Progress};
 use super::{model, print, print_json, style};
-use pleinair::style::Style;
+use pleinair::camera::Frame;
+use pleinair::style::{FileFormat, Style};
 use pleinair::{Error, Result};
 use serde::Serialize;
 use std::fmt::Write;
@@ -23,6 +25,29 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Writes a style as another program reads it
+    Convert {
+        #[command(flatten)]
+        model: model::Choice,
+        /// Style file of any of the forms, or a style of the model
+        #[arg(value_name = "FILE")]
+        style: String,
+        /// safetensors (this program's), dreamstyler-bin, diffusers, diffusers-bin, a1111-pt or png-card
+        #[arg(long, value_name = "FORM")]
+        to: FileFormat,
+        /// This stage alone; all forms but the first two hold one
+        #[arg(long, value_name = "N")]
+        stage: Option<usize>,
+        /// The style's name in prompts [default: as it is]
+        #[arg(long, value_name = "TOKEN")]
+        name: Option<String>,
+        /// The picture of a PNG card [default: the vectors themselves]
+        #[arg(long, value_name = "IMG")]
+        image: Option<PathBuf>,
+        /// The file
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// One style: where it comes from, and how far each stage has moved from the initial word
     Show {
         #[command(flatten)]
@@ -36,8 +61,26 @@ enum Command {
     },
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<()> {
+pub(super) fn run(arguments: &Arguments, progress: &Progress) -> Result<()> {
     match &arguments.command {
+        Command::Convert { model, style, to, stage, name, image, out } => {
+            let learned = opened(model, style)?.1;
+            let learned = stage.map_or(Ok(learned.clone()), |stage| learned.stage(stage))?;
+            let name = style::checked_name(name.as_deref().unwrap_or(&learned.token))?;
+            if image.is_some() && *to != FileFormat::PngCard {
+                return Err(Error::Usage(format!(
+                    "--image is the picture of a PNG card; a file of the form {to} has none"
+                )));
+            }
+            let named = out.extension().is_some_and(|extension| extension == to.extension());
+            if !named {
+                let (out, extension) = (out.display(), to.extension());
+                return Err(Error::Usage(format!("{out}: a file of the form {to} is called .{extension}; name it so")));
+            }
+            let picture = image.as_deref().map(Frame::open).transpose()?;
+            Style { token: name, ..learned }.export(out, *to, picture.as_ref())?;
+            progress.tell(&Event::finished(out))
+        }
         Command::List { model, json } => list(&model.folder()?, *json),
         Command::Show { model, style, json } => show(model, style, *json),
     }
@@ -112,6 +155,7 @@ struct Shown {
     token: String,
     stages: usize,
     width: usize,
+    vectors_per_stage: usize,
     base: String,
     context: Vec<String>,
     steps: Option<u64>,
@@ -128,12 +172,8 @@ struct Shown {
 }
 
 fn show(model: &model::Choice, given: &str, json: bool) -> Result<()> {
-    let folder = model.folder();
-    let file = style::file(given, folder.as_deref().ok())?;
-    let file =
-        file.ok_or_else(|| Error::file(Path::new(given), "there is no such style file, nor a style of the model"))?;
-    let style = Style::open(&file)?;
-    let (cosines, note) = match folder {
+    let (file, style) = opened(model, given)?;
+    let (cosines, note) = match model.folder() {
         Ok(folder) => cosines(&folder, &style)?,
         Err(none) => (None, Some(none.to_string())),
     };
@@ -141,6 +181,7 @@ fn show(model: &model::Choice, given: &str, json: bool) -> Result<()> {
         file: file.display().to_string(),
         stages: style.stages(),
         width: style.width(),
+        vectors_per_stage: style.vectors_per_stage,
         norms: style.norms(),
         token: style.token,
         base: style.base,
@@ -154,6 +195,15 @@ fn show(model: &model::Choice, given: &str, json: bool) -> Result<()> {
         note,
     };
     if json { print_json(&shown) } else { print(&shown.text()) }
+}
+
+/// A style file, or a style of the model: where it is and what is in it.
+fn opened(model: &model::Choice, given: &str) -> Result<(PathBuf, Style)> {
+    let file = style::file(given, model.folder().as_deref().ok())?;
+    let file =
+        file.ok_or_else(|| Error::file(Path::new(given), "there is no such style file, nor a style of the model"))?;
+    let style = Style::open(&file)?;
+    Ok((file, style))
 }
 
 /// Cosines to the initial word, or why there are none.
@@ -175,7 +225,13 @@ impl Shown {
         let fields = [
             ("file", self.file.clone()),
             ("name", self.token.clone()),
-            ("stages", format!("{} of {} numbers", self.stages, self.width)),
+            (
+                "stages",
+                match self.vectors_per_stage {
+                    1 => format!("{} of {} numbers", self.stages, self.width),
+                    several => format!("{} of {several} vectors of {} numbers", self.stages, self.width),
+                },
+            ),
             ("model", self.base.clone()),
             ("context", self.context.join("\n         ")),
             ("steps", number(self.steps)),

@@ -1,6 +1,7 @@
 //! What the daemon is asked for, does and keeps, as it is stored and as clients see it.
 
 use crate::painter::Request;
+use crate::train::{Rates, Stages};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -120,6 +121,24 @@ pub struct LearningWish {
     pub batch: Option<usize>,
     /// Learning rate.
     pub lr: Option<f64>,
+    /// Learning rates of stages instead, as in `5..3=0.001,2..0=0.004`.
+    #[schema(value_type = Option<String>)]
+    pub stage_lr: Option<Rates>,
+    /// Stages that learn, as in `0..3`; the others stay at the initial word.
+    #[schema(value_type = Option<String>)]
+    pub learn_stages: Option<Stages>,
+    /// Vectors of each stage.
+    pub vectors_per_stage: Option<usize>,
+    /// Batches a step takes together, as one so many times as large.
+    pub accumulate: Option<usize>,
+    /// Gamma of min-SNR weighting, such as 5.
+    pub min_snr: Option<f64>,
+    /// Evaluations of the validation loss without a better one after which the lesson ends.
+    pub early_stop: Option<usize>,
+    /// Steps between two evaluations of the validation loss, and of the validation pictures.
+    pub validate_every: Option<usize>,
+    /// Prompts to paint as the lesson goes, with `{}` where the style goes.
+    pub validate_prompts: Vec<String>,
     /// The word every stage starts from.
     pub init: Option<String>,
     /// Of everything random.
@@ -327,6 +346,11 @@ pub enum Event {
         loss: f32,
         /// Smoothed over about fifty steps.
         smoothed: f32,
+        /// The same of each stage, stage 0 first; null where no step has looked at one yet.
+        stages: Vec<Option<f32>>,
+        /// The validation loss, where it was evaluated after this step.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        validation: Option<f32>,
     },
     /// A painting is there, or a style.
     Finished {

@@ -6,23 +6,28 @@ use super::painting::{jpeg, within};
 use super::store::{Claim, NewStyle, StyleFile, write};
 use super::worker;
 use crate::camera::Frame;
-use crate::canvas::Canvas;
+use crate::canvas::{Canvas, Metadata};
 use crate::config::Learning;
-use crate::painter::{Order, Request, StyleChoice};
+use crate::painter::{Order, Request, StyleChoice, VALIDATION_STEPS, Validation};
 use crate::prompt::Template;
 use crate::style::Style;
-use crate::train::{self, CHECKPOINT_EVERY, Files, Learned, Lesson, Study};
+use crate::train::{self, CHECKPOINT_EVERY, Files, Learned, Lesson, Options, Study};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// Steps of a picture of an unfinished style: enough to see where it goes.
-const PREVIEW_STEPS: usize = 12;
+/// The latest sheet of validation pictures, in the job's folder.
+const SHEET: &str = "validation.png";
 const NAME: &str = "new style";
 const CONTEXT: &str = "A painting in the style of {}";
 
 /// The file of a lesson's picture, in the job's folder.
 pub(super) fn picture_name(number: usize) -> String {
     format!("picture-{number}.png")
+}
+
+/// The file of a photograph to validate a lesson with, in the job's folder.
+pub(super) fn photograph_name(number: usize) -> String {
+    format!("photograph-{number}.png")
 }
 
 /// With the configuration's values where the wish is silent.
@@ -35,9 +40,13 @@ pub(super) fn complete(wish: LearningWish, config: &Learning) -> LearningWish {
         steps: wish.steps.or(Some(config.steps)),
         batch: wish.batch.or(Some(config.batch)),
         lr: wish.lr.or(Some(config.lr)),
+        validate_every: wish
+            .validate_every
+            .or((!wish.validate_prompts.is_empty()).then_some(config.preview_every.max(1))),
         init: wish.init.or(Some(config.init.clone())),
         seed: wish.seed.or(Some(0)),
         license: wish.license.or(Some(String::new())),
+        ..wish
     }
 }
 
@@ -64,14 +73,43 @@ pub(super) fn of(daemon: &Daemon, wish: &LearningWish, pictures: Vec<Frame>) -> 
         stages: wish.stages.unwrap_or(defaults.stages),
         steps: wish.steps.unwrap_or(defaults.steps),
         batch: wish.batch.unwrap_or(defaults.batch),
-        lr: wish.lr.unwrap_or(defaults.lr),
+        lr: wish.stage_lr.clone().unwrap_or_else(|| wish.lr.unwrap_or(defaults.lr).into()),
         init: wish.init.clone().unwrap_or_else(|| defaults.init.clone()),
         seed: wish.seed.unwrap_or(0),
         license: wish.license.clone().unwrap_or_default(),
+        options: Options {
+            learn_stages: wish.learn_stages.clone(),
+            vectors_per_stage: wish.vectors_per_stage.unwrap_or(1),
+            accumulate: wish.accumulate.unwrap_or(1),
+            min_snr: wish.min_snr,
+            validate_every: wish.validate_every,
+            early_stop: wish.early_stop,
+        },
     };
     lesson.check()?;
+    if wish.validate_prompts.len() > defaults.most_pictures {
+        let most = defaults.most_pictures;
+        return Err(Error::Usage(format!("a lesson has at most {most} prompts to validate it with")));
+    }
+    validation(daemon, wish, vec![]).check(&daemon.0.painter, &lesson.token)?;
     daemon.0.painter.tokenizer().word(&lesson.init)?;
     Ok(lesson)
+}
+
+/// The pictures by which people judge the style as it is learned.
+fn validation(daemon: &Daemon, wish: &LearningWish, photographs: Vec<Frame>) -> Validation {
+    let named = photographs.into_iter().enumerate().map(|(i, frame)| (format!("photograph {}", i + 1), frame));
+    Validation {
+        prompts: wish.validate_prompts.clone(),
+        photographs: named.collect(),
+        guidance: daemon.config().painting.wish.guidance,
+        habits: daemon.0.habits,
+    }
+}
+
+/// The pictures of these names in a job's folder, from number 0 on.
+fn pictures(folder: &Path, name: fn(usize) -> String) -> Result<Vec<Frame>> {
+    (0..).map(|number| folder.join(name(number))).take_while(|picture| picture.is_file()).map(Frame::open).collect()
 }
 
 fn files(folder: &Path) -> Files {
@@ -85,8 +123,8 @@ fn files(folder: &Path) -> Files {
 pub(super) fn learn(daemon: &Daemon, claim: &Claim) -> Result<()> {
     let wish: LearningWish = claim.wish()?;
     let folder = daemon.store().files().job(claim.id);
-    let names = (0..).map(|number| folder.join(picture_name(number))).take_while(|picture| picture.is_file());
-    let pictures = names.map(Frame::open).collect::<Result<Vec<_>>>()?;
+    let pictures = self::pictures(&folder, picture_name)?;
+    let validation = validation(daemon, &wish, self::pictures(&folder, photograph_name)?);
     let first = pictures.first().cloned();
     let lesson = of(daemon, &wish, pictures)?;
     let files = files(&folder);
@@ -97,12 +135,19 @@ pub(super) fn learn(daemon: &Daemon, claim: &Claim) -> Result<()> {
         let (id, step, steps, loss, smoothed) = (claim.id, now.step, now.steps, now.loss, now.smoothed);
         daemon.took_step(id, step, steps, None, Some(smoothed));
         daemon.0.metrics.learning_step(smoothed);
-        daemon.events().tell(Event::Learning { id, step, steps, loss, smoothed });
+        let (stages, validated) = (now.stages.to_vec(), now.validation);
+        daemon.events().tell(Event::Learning { id, step, steps, loss, smoothed, stages, validation: validated });
         if step.is_multiple_of(CHECKPOINT_EVERY) {
             daemon.store().progress(id, step, steps)?;
         }
         worker::paint_what_waits(daemon)?;
         daemon.check(claim.id)?;
+        if validated.is_some() && !validation.is_empty() {
+            let mut check = || daemon.check(claim.id);
+            let (sheet, metadata) = validation.sheet(&daemon.0.painter, now.style, &mut check)?;
+            sheet.save(folder.join(SHEET), &metadata)?;
+            return daemon.show_preview(claim, &sheet);
+        }
         preview(daemon, claim, step, now.style, &lesson.studies[0].context)
     })?;
     daemon.check(claim.id)?;
@@ -125,7 +170,7 @@ fn preview(daemon: &Daemon, claim: &Claim, step: usize, style: &Style, context: 
 pub(super) fn sample(daemon: &Daemon, request: Request, style: &Style) -> Result<Order> {
     // a small model cannot bear the guidance that a large one needs; whoever configured the one knows
     let guidance = daemon.config().painting.wish.guidance;
-    let request = Request { steps: Some(PREVIEW_STEPS), seed: Some(0), guidance, ..request };
+    let request = Request { steps: Some(VALIDATION_STEPS), seed: Some(0), guidance, ..request };
     let (order, _) =
         request.order(&daemon.0.painter, vec![StyleChoice::Learned(style.clone())], None, daemon.0.habits)?;
     Ok(order)
@@ -145,6 +190,12 @@ fn keep(
     learned.style.save(file(StyleFile::Vectors))?;
     let losses = std::fs::read(&files.log).map_err(Error::io(&files.log))?;
     write(&file(StyleFile::Losses), &losses)?;
+    write(&file(StyleFile::Curve), &drawn(&files.log, &files.validation())?)?;
+    let sheet = store.files().job(claim.id).join(SHEET);
+    if sheet.is_file() {
+        let sheet = std::fs::read(&sheet).map_err(Error::io(&sheet))?;
+        write(&file(StyleFile::Validation), &sheet)?;
+    }
     let has_picture = picture.is_some();
     if let Some(picture) = picture {
         let small = within(&Canvas::from(picture), daemon.config().painting.thumbnail_side)?;
@@ -167,6 +218,33 @@ fn keep(
     daemon.events().tell(Event::Finished { id: claim.id, kind: Kind::Learning });
     daemon.events().tell(Event::Styles {});
     Ok(())
+}
+
+/// As [`Daemon::style_validation`]: of a lesson in progress, or of the style that came of it.
+pub(super) fn sheet(daemon: &Daemon, id: Id) -> Option<PathBuf> {
+    let files = daemon.store().files();
+    [files.job(id).join(SHEET), files.style(&id.to_string(), StyleFile::Validation)].into_iter().find(|f| f.is_file())
+}
+
+/// As [`Daemon::loss_curve`].
+pub(super) fn curve(daemon: &Daemon, id: Id) -> Result<Option<Vec<u8>>> {
+    let store = daemon.store().files();
+    let running = self::files(&store.job(id));
+    let style = |kind| store.style(&id.to_string(), kind);
+    let (kept, losses) = (style(StyleFile::Curve), style(StyleFile::Losses));
+    match () {
+        () if running.log.is_file() => drawn(&running.log, &running.validation()).map(Some),
+        () if kept.is_file() => std::fs::read(&kept).map(Some).map_err(Error::io(&kept)),
+        () if losses.is_file() => drawn(&losses, &running.validation()).map(Some),
+        () => Ok(None),
+    }
+}
+
+fn drawn(log: &Path, validation: &Path) -> Result<Vec<u8>> {
+    let mut png = vec![];
+    let canvas = Canvas::from(train::curve(log, validation)?);
+    canvas.write_png(&Metadata::default(), &mut png).map_err(Error::io(log))?;
+    Ok(png)
 }
 
 /// As [`Daemon::losses`]: of a lesson in progress, or of the style that came of it.

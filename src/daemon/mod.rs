@@ -238,11 +238,29 @@ impl Daemon {
     /// # Errors
     /// As [`Daemon::order_painting`].
     pub fn order_lesson(&self, wish: LearningWish, origin: Origin, pictures: Vec<Frame>) -> Result<Ticket, Refused> {
+        self.order_validated_lesson(wish, origin, pictures, vec![])
+    }
+
+    /// As [`Daemon::order_lesson`], with photographs that the unfinished style is tried on.
+    ///
+    /// # Errors
+    /// As [`Daemon::order_painting`].
+    pub fn order_validated_lesson(
+        &self,
+        mut wish: LearningWish,
+        origin: Origin,
+        pictures: Vec<Frame>,
+        photographs: Vec<Frame>,
+    ) -> Result<Ticket, Refused> {
         let id = Id::now();
         let most = self.0.config.learning.most_pictures;
-        if pictures.len() > most {
-            let what = format!("{} pictures are too many for one lesson; give at most {most}", pictures.len());
+        let largest = pictures.len().max(photographs.len());
+        if largest > most {
+            let what = format!("{largest} pictures are too many for one lesson; give at most {most}");
             return Err(Error::Usage(what).into());
+        }
+        if !photographs.is_empty() {
+            wish.validate_every = wish.validate_every.or(Some(self.0.config.learning.preview_every.max(1)));
         }
         let wish = lesson::complete(wish, &self.0.config.learning);
         lesson::of(self, &wish, pictures.clone())?;
@@ -250,6 +268,9 @@ impl Daemon {
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         for (number, picture) in pictures.into_iter().enumerate() {
             Canvas::from(picture).save(folder.join(lesson::picture_name(number)), &Default::default())?;
+        }
+        for (number, photograph) in photographs.into_iter().enumerate() {
+            Canvas::from(photograph).save(folder.join(lesson::photograph_name(number)), &Default::default())?;
         }
         self.enqueue(id, Kind::Learning, origin, &wish, self.0.config.queue.lessons)
     }
@@ -377,12 +398,25 @@ impl Daemon {
         Ok(())
     }
 
+    /// The file of the latest pictures that a lesson was validated with, where it was.
+    pub fn style_validation(&self, id: Id) -> Option<PathBuf> {
+        lesson::sheet(self, id)
+    }
+
     /// A lesson's losses so far; none for what is no lesson, or one that is long over.
     ///
     /// # Errors
     /// If the disk refuses.
     pub fn losses(&self, id: Id) -> Result<Option<Vec<LossPoint>>> {
         lesson::losses(self, id)
+    }
+
+    /// A lesson's loss curve so far as PNG; none as for [`Daemon::losses`].
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn loss_curve(&self, id: Id) -> Result<Option<Vec<u8>>> {
+        lesson::curve(self, id)
     }
 
     /// The shutter was pressed, here or from afar: pages that listen begin their countdown.

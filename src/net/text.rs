@@ -82,22 +82,29 @@ impl TextEncoder {
         Ok(hexadecimal(sha))
     }
 
-    /// Word and position vectors of one prompt, `[1, 77, D]`; `styles[i]: [D]` stands wherever the prompt has style `i`.
+    /// Word and position vectors of one prompt, `[1, 77, D]`; `styles[i]`, `[D]` or `[n, D]`, stands wherever the prompt has style `i`,
+    /// row by row.
     ///
     /// # Errors
-    /// If the prompt names a style that is not given, or a word outside the table.
+    /// If the prompt names a style that is not given or has not as many rows, or a word outside the table.
     pub fn embed(&self, tokens: &Tokens, styles: &[Tensor]) -> Result<Tensor> {
         let words: Vec<_> = tokens.ids.iter().map(|&id| self.word_vector(id)).collect::<Result<_>>()?;
         let words = Tensor::stack(&words, 0)?;
         let mut pieces = vec![];
-        let mut next = 0;
+        let (mut next, mut seen) = (0, vec![0; styles.len()]);
         for &(position, style) in &tokens.styles {
-            let vector = styles.get(style).ok_or_else(|| {
+            let vectors = styles.get(style).ok_or_else(|| {
                 Error::Usage(format!("the prompt has {} styles, only {} are given", style + 1, styles.len()))
             })?;
+            let vectors = vectors.reshape(((), self.width()))?;
             pieces.push(words.narrow(0, next, position - next)?);
-            pieces.push(vector.unsqueeze(0)?);
+            pieces.push(vectors.narrow(0, seen[style] % vectors.dims()[0], 1)?);
+            seen[style] += 1;
             next = position + 1;
+        }
+        let parted = |(&seen, style): (&usize, &Tensor)| seen % (style.elem_count() / self.width()).max(1) != 0;
+        if seen.iter().zip(styles).any(parted) {
+            return Err(Error::Usage("a prompt has not as many places for a style as the style has vectors".into()));
         }
         pieces.push(words.narrow(0, next, tokens.ids.len() - next)?);
         let pieces: Vec<_> = pieces.into_iter().filter(|p| p.dims()[0] > 0).collect();

@@ -80,7 +80,10 @@ impl<'a> Guided<'a> {
             return Ok(text.clone());
         }
         let vector = |(style, &stage): (&Option<&Style>, &usize)| match style {
-            Some(style) => Tensor::new(style.vectors[stage].as_slice(), &Device::Cpu),
+            Some(style) => {
+                let shape = (style.vectors_per_stage, style.width());
+                Tensor::from_slice(&style.vectors[stage], shape, &Device::Cpu)
+            }
             None => Tensor::zeros(self.painter.text.width(), candle_core::DType::F32, &Device::Cpu),
         };
         let vectors: Vec<_> = self.styles.iter().zip(stages).map(vector).collect::<candle_core::Result<_>>()?;

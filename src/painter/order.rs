@@ -50,7 +50,7 @@ impl StyleChoice {
 
     fn in_prompt(&self) -> PromptStyle {
         match self {
-            StyleChoice::Learned(style) => PromptStyle::Learned(style.token.clone()),
+            StyleChoice::Learned(style) => PromptStyle::learned(&style.token, style.vectors_per_stage),
             StyleChoice::Word(word) => PromptStyle::Word(word.clone()),
         }
     }

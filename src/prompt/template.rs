@@ -9,17 +9,27 @@ const IN_THE_STYLE_OF: &str = "in the style of";
 /// A style as a prompt names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PromptStyle {
-    /// A learned style of this name: one token whose vector the text encoder is handed.
-    Learned(String),
+    /// A learned style: tokens whose vectors the text encoder is handed.
+    Learned {
+        /// Its name.
+        name: String,
+        /// How many tokens in a row it stands for, one a vector of its stage; at least 1.
+        tokens: usize,
+    },
     /// A word or words the model knows; they simply become part of the text.
     Word(String),
 }
 
 impl PromptStyle {
+    /// A learned style of this name with so many vectors a stage.
+    pub fn learned(name: impl Into<String>, tokens: usize) -> Self {
+        PromptStyle::Learned { name: name.into(), tokens }
+    }
+
     /// The name a prompt calls it by.
     pub fn name(&self) -> &str {
         match self {
-            PromptStyle::Learned(name) | PromptStyle::Word(name) => name,
+            PromptStyle::Learned { name, .. } | PromptStyle::Word(name) => name,
         }
     }
 
@@ -49,7 +59,8 @@ enum Part {
 pub struct Tokens {
     /// `[77]`: start, text, end, padding. At a style's position stands [`Tokens::STYLE_PLACEHOLDER`].
     pub ids: Vec<u32>,
-    /// Where in `ids` a learned style's vector goes, and the style's index among those the prompt was given.
+    /// Where in `ids` a learned style's vectors go, each by itself and in order, and the style's index among those the
+    /// prompt was given.
     pub styles: Vec<(usize, usize)>,
     /// How many tokens did not fit and were cut off the end; the caller warns.
     pub dropped: usize,
@@ -173,40 +184,46 @@ impl Template {
         let pieces = self.pieces(styles)?;
         let name = |piece: Piece| match piece {
             Piece::Text(text) => text,
-            Piece::Style(index) => styles[index].name().to_owned(),
+            Piece::Style(index, _) => styles[index].name().to_owned(),
         };
         Ok(pieces.into_iter().map(name).collect())
     }
 
     /// The prompt's token ids, cut to the tokenizer's 77 positions.
     ///
-    /// A learned style is one token; the text on both sides is tokenised by itself, as `transformers` does around an
-    /// added token.
+    /// A learned style is one token, or as many as it has vectors a stage; the text on both sides is tokenised by itself,
+    /// as `transformers` does around an added token. A style of which a part does not fit is cut off whole.
     ///
     /// # Errors
     /// [`Error::Usage`] when the prompt has a place for a style that is not among `styles`.
     pub fn tokens(&self, tokenizer: &Tokenizer, styles: &[PromptStyle]) -> Result<Tokens> {
         let mut ids = Vec::new();
-        let mut places = Vec::new();
+        let room = tokenizer.positions() - 2;
+        let (mut places, mut dropped_styles, mut end) = (Vec::new(), Vec::new(), None);
         for piece in self.pieces(styles)? {
             match piece {
                 Piece::Text(text) => ids.extend(tokenizer.encode(&text)?),
-                Piece::Style(index) => {
+                Piece::Style(index, tokens) => {
                     // The start token comes before.
-                    places.push((ids.len() + 1, index));
-                    ids.push(Tokens::STYLE_PLACEHOLDER);
+                    let first = ids.len() + 1;
+                    ids.extend(std::iter::repeat_n(Tokens::STYLE_PLACEHOLDER, tokens));
+                    if ids.len() > room {
+                        end.get_or_insert(room.min(first - 1));
+                        dropped_styles.push(index);
+                    } else {
+                        places.extend((first..first + tokens).map(|position| (position, index)));
+                    }
                 }
             }
         }
-        let room = tokenizer.positions() - 2;
-        let dropped = ids.len().saturating_sub(room);
-        ids.truncate(room);
-        let (kept, lost): (Vec<_>, Vec<_>) = places.into_iter().partition(|(position, _)| *position <= room);
+        let kept = ids.len().min(end.unwrap_or(room));
+        let dropped = ids.len() - kept;
+        ids.truncate(kept);
 
         ids.insert(0, tokenizer.bos());
         ids.push(tokenizer.eos());
         ids.resize(tokenizer.positions(), tokenizer.pad());
-        Ok(Tokens { ids, styles: kept, dropped, dropped_styles: lost.into_iter().map(|(_, index)| index).collect() })
+        Ok(Tokens { ids, styles: places, dropped, dropped_styles })
     }
 
     /// Text, with the words of plain styles in it, and learned styles; no two texts follow each other.
@@ -242,7 +259,8 @@ impl Part {
 
 enum Piece {
     Text(String),
-    Style(usize),
+    /// A style's index and how many tokens it is.
+    Style(usize, usize),
 }
 
 fn push_text(pieces: &mut Vec<Piece>, text: &str) {
@@ -254,7 +272,7 @@ fn push_text(pieces: &mut Vec<Piece>, text: &str) {
 
 fn push_style(pieces: &mut Vec<Piece>, styles: &[PromptStyle], index: usize) {
     match &styles[index] {
-        PromptStyle::Learned(_) => pieces.push(Piece::Style(index)),
+        PromptStyle::Learned { tokens, .. } => pieces.push(Piece::Style(index, *tokens)),
         PromptStyle::Word(words) => push_text(pieces, words),
     }
 }
@@ -296,7 +314,7 @@ mod tests {
     use std::path::Path;
 
     fn styles(names: &[&str]) -> Vec<PromptStyle> {
-        names.iter().map(|name| PromptStyle::Learned((*name).to_owned())).collect()
+        names.iter().map(|name| PromptStyle::learned(*name, 1)).collect()
     }
 
     fn tokenizer() -> Tokenizer {
@@ -396,7 +414,7 @@ mod tests {
     fn words_are_text_and_learned_styles_are_tokens() {
         let tokenizer = tokenizer();
         let template = Template::parse("a house, in the style of {}").unwrap();
-        let mixed = [PromptStyle::Word("oil".to_owned()), PromptStyle::Learned("gogh".to_owned())];
+        let mixed = [PromptStyle::Word("oil".to_owned()), PromptStyle::learned("gogh", 1)];
         let tokens = template.tokens(&tokenizer, &mixed).unwrap();
         let before = tokenizer.encode("a house, in the style of oil and").unwrap();
         assert_eq!(tokens.ids[1..=before.len()], before);

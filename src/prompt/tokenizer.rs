@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn found(tokenizer: &Tokenizer, text: &str) -> (Vec<i64>, u64) {
-        let styles = ["s0", "s1"].map(|name| PromptStyle::Learned(name.to_owned()));
+        let styles = ["s0", "s1"].map(|name| PromptStyle::learned(name, 1));
         let text = text.replace('{', "{{").replace('}', "}}").replace("<0>", "{s0}").replace("<1>", "{s1}");
         let tokens = Template::parse(&text).unwrap().tokens(tokenizer, &styles).unwrap();
         let mut ids: Vec<i64> = tokens.ids.iter().map(|&id| i64::from(id)).collect();

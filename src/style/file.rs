@@ -1,4 +1,5 @@
-//! Style files: safetensors with one F32 tensor `[D]` a stage under `<token>-T0` …, and metadata.
+//! Style files: safetensors with one F32 tensor `[D]` a stage (`[n, D]` where a stage has several vectors) under
+//! `<token>-T0` …, and metadata. What other programs write is read in [`super::foreign`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,7 +9,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
-use super::Style;
+use super::{Style, foreign};
 use crate::bundle::write::write_atomically;
 use crate::error::{Error, Result};
 
@@ -25,10 +26,11 @@ const MAX_STAGES: usize = 1000;
 const LENGTH_BYTES: usize = 8;
 
 impl Style {
-    /// Reads a style file.
+    /// Reads a style file: this program's, DreamStyler's and diffusers' `.bin`, diffusers' `.safetensors`, A1111's `.pt` and
+    /// its PNG cards. A file that does not name its style gets its own name.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read; [`Error::File`] when it is no whole style file of a version known here: empty,
+    /// [`Error::Io`] when it cannot be read; [`Error::File`] when it is no whole style file of a form known here: empty,
     /// cut short, another kind of file, stages missing, widths that differ, numbers that are not finite.
     pub fn open(path: impl AsRef<Path>) -> Result<Style> {
         let path = path.as_ref();
@@ -44,7 +46,8 @@ impl Style {
         let mut bytes = Vec::new();
         // Never more than the limit, should the file grow while it is read.
         file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(Error::io(path))?;
-        Style::from_bytes(&bytes).map_err(|what| Error::file(path, what))
+        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        Style::from_bytes_named(&bytes, &name).map_err(|what| Error::file(path, what))
     }
 
     /// Writes a style file, whole or not at all; the same style gives the same bytes.
@@ -61,21 +64,20 @@ impl Style {
         write_atomically(path, |file| file.write_all(&bytes))
     }
 
-    /// The bytes that [`Style::save`] writes. The header is put together here because the crate's keeps metadata in random
-    /// order.
+    /// The bytes that [`Style::save`] writes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut header = Map::new();
-        header.insert("__metadata__".to_owned(), json!(self.metadata()));
-        let mut data = Vec::new();
-        for (stage, vector) in self.vectors.iter().enumerate() {
-            let start = data.len();
-            data.extend(vector.iter().flat_map(|value| value.to_le_bytes()));
-            let entry = json!({"dtype": "F32", "shape": [vector.len()], "data_offsets": [start, data.len()]});
-            header.insert(format!("{}-T{stage}", self.token), entry);
-        }
-        let mut header = Value::Object(header).to_string().into_bytes();
-        header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
-        [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+        let several = (self.vectors_per_stage > 1).then_some(self.vectors_per_stage);
+        let shape: Vec<usize> = several.into_iter().chain([self.width()]).collect();
+        let stages = self.vectors.iter().enumerate();
+        let tensors = stages.map(|(stage, vector)| (format!("{}-T{stage}", self.token), &shape[..], &vector[..]));
+        safetensors(json!(self.metadata()), tensors)
+    }
+
+    /// As diffusers saves an embedding: one tensor `[n, D]` under the token, the first stage's.
+    pub(super) fn to_diffusers(&self) -> Vec<u8> {
+        let shape = [self.vectors_per_stage, self.width()];
+        let tensors = self.vectors.first().map(|vector| (self.token.clone(), &shape[..], &vector[..]));
+        safetensors(json!({"format": "pt"}), tensors.into_iter())
     }
 
     fn metadata(&self) -> BTreeMap<&'static str, String> {
@@ -99,6 +101,17 @@ impl Style {
     /// # Errors
     /// What is wrong with them, as [`Style::open`] has it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Style, String> {
+        Style::from_bytes_named(bytes, "style")
+    }
+
+    /// As [`Style::from_bytes`]; a style without a name of its own is called `name`.
+    ///
+    /// # Errors
+    /// As [`Style::from_bytes`].
+    pub fn from_bytes_named(bytes: &[u8], name: &str) -> Result<Style, String> {
+        if let Some(style) = foreign::read(bytes, name) {
+            return style;
+        }
         check_header_length(bytes)?;
         let not_safetensors = |fault| format!("is not a safetensors file or is damaged ({fault}); copy it again");
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_safetensors)?;
@@ -109,7 +122,9 @@ impl Style {
             Some(other) if other.starts_with(FORMAT_FAMILY) => {
                 return Err(format!("is of the format {other}, this version reads {FORMAT}; use a newer pleinair"));
             }
-            _ => return Err(format!("is not a style file: its metadata do not say format={FORMAT}")),
+            _ => {
+                return foreign::from_safetensors(&SafeTensors::deserialize(bytes).map_err(not_safetensors)?, name);
+            }
         }
         let required = |key: &str| get(key).ok_or_else(|| format!("lacks {key:?} in its metadata; it cannot be used"));
         let token = required("token")?.to_owned();
@@ -120,8 +135,10 @@ impl Style {
             })?;
 
         let tensors = SafeTensors::deserialize(bytes).map_err(not_safetensors)?;
+        let (vectors, vectors_per_stage) = vectors(&tensors, &token, stages)?;
         let style = Style {
-            vectors: vectors(&tensors, &token, stages)?,
+            vectors,
+            vectors_per_stage,
             token,
             base: required("base")?.to_owned(),
             context: context_texts(get("context").unwrap_or_default()),
@@ -135,8 +152,24 @@ impl Style {
     }
 }
 
+/// A safetensors file of F32 tensors: names, shapes, numbers. Put together here because the crate keeps metadata in random
+/// order.
+fn safetensors<'a>(metadata: Value, tensors: impl Iterator<Item = (String, &'a [usize], &'a [f32])>) -> Vec<u8> {
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), metadata);
+    let mut data = Vec::new();
+    for (name, shape, numbers) in tensors {
+        let start = data.len();
+        data.extend(numbers.iter().flat_map(|value| value.to_le_bytes()));
+        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}));
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(LENGTH_BYTES), b' ');
+    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+}
+
 /// What can be wrong before anything is parsed.
-fn check_header_length(bytes: &[u8]) -> Result<(), String> {
+pub(super) fn check_header_length(bytes: &[u8]) -> Result<(), String> {
     if bytes.is_empty() {
         return Err("is empty (zero bytes); copy it again or learn the style again".to_owned());
     }
@@ -153,8 +186,8 @@ fn check_header_length(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The vectors of stages `0..stages`; each has to be there, once, and nothing else.
-fn vectors(tensors: &SafeTensors, token: &str, stages: usize) -> Result<Vec<Vec<f32>>, String> {
+/// The vectors of stages `0..stages`, and how many each has; each has to be there, once, and nothing else.
+fn vectors(tensors: &SafeTensors, token: &str, stages: usize) -> Result<(Vec<Vec<f32>>, usize), String> {
     for name in tensors.names() {
         let stage = name.strip_prefix(token).and_then(|rest| rest.strip_prefix("-T")?.parse().ok());
         if !stage.is_some_and(|stage: usize| stage < stages && name == format!("{token}-T{stage}")) {
@@ -168,19 +201,23 @@ fn vectors(tensors: &SafeTensors, token: &str, stages: usize) -> Result<Vec<Vec<
     if !missing.is_empty() {
         return Err(format!("lacks the vectors of stages {} of {stages}; learn the style again", missing.join(", ")));
     }
-    (0..stages).map(|stage| vector(tensors, &format!("{token}-T{stage}"))).collect()
+    let read = (0..stages).map(|stage| vector(tensors, &format!("{token}-T{stage}"))).collect::<Result<Vec<_>, _>>()?;
+    let several = read[0].1;
+    match read.iter().position(|(_, own)| *own != several) {
+        Some(stage) => Err(format!("has {} vectors in stage {stage} and {several} in stage 0", read[stage].1)),
+        None => Ok((read.into_iter().map(|(vector, _)| vector).collect(), several)),
+    }
 }
 
-fn vector(tensors: &SafeTensors, name: &str) -> Result<Vec<f32>, String> {
+/// A stage's numbers, and how many vectors they are.
+fn vector(tensors: &SafeTensors, name: &str) -> Result<(Vec<f32>, usize), String> {
     let tensor = tensors.tensor(name).map_err(|fault| format!("has no usable tensor {name:?}: {fault}"))?;
     if tensor.dtype() != Dtype::F32 {
         return Err(format!("has {name:?} in {}, a style's vectors are F32", tensor.dtype()));
     }
-    if tensor.shape().len() != 1 {
-        return Err(format!("has {name:?} in the shape {:?}, a style's vectors have one dimension", tensor.shape()));
-    }
+    let several = foreign::vectors_in(name, tensor.shape())?;
     let (numbers, _) = tensor.data().as_chunks::<4>();
-    Ok(numbers.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+    Ok((numbers.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(), several))
 }
 
 fn whole_number(key: &str, text: &str) -> Result<u64, String> {
@@ -213,6 +250,7 @@ mod tests {
         Style {
             token: "gogh".into(),
             vectors: (0..12).map(|t| (0..5).map(|d| t as f32 + d as f32 / 8.0).collect()).collect(),
+            vectors_per_stage: 1,
             base: "ab".repeat(32),
             context: vec!["A painting of a café, in the style of {}".into()],
             steps: Some(500),
@@ -316,7 +354,11 @@ mod tests {
             (file(&[first.clone(), tensor("b-T1", "F32", "[2]", 8, 16)], 16), "\"b-T1\""),
             (file(&[first.clone(), tensor("a-T1", "F32", "[3]", 8, 20)], 20), "stage 1 is 3 numbers wide"),
             (file(&[first.clone(), tensor("a-T1", "F16", "[2]", 8, 12)], 12), "in F16"),
-            (file(&[first.clone(), tensor("a-T1", "F32", "[1,2]", 8, 16)], 16), "[1, 2]"),
+            (file(&[first.clone(), tensor("a-T1", "F32", "[1,1,2]", 8, 16)], 16), "[1, 1, 2]"),
+            (
+                file(&[first.clone(), tensor("a-T1", "F32", "[2,2]", 8, 24)], 24),
+                "2 vectors in stage 1 and 1 in stage 0",
+            ),
             (file(&[tensor("a-T0", "F32", "[0]", 0, 0), tensor("a-T1", "F32", "[0]", 0, 0)], 0), "no vectors"),
             (file(&[first.clone(), tensor("a-T1", "F32", "[2]", 12, 20)], 20), "damaged"),
         ];

@@ -119,7 +119,8 @@ impl Recipe {
         Ok(Style {
             token: token.to_owned(),
             vectors,
-            base: all().map(|style| style.base.clone()).next().unwrap_or_default(),
+            vectors_per_stage: styles.first().map_or(1, |(_, style)| style.vectors_per_stage),
+            base: all().map(|style| style.base.clone()).find(|base| !base.is_empty()).unwrap_or_default(),
             context: distinct(all().flat_map(|style| style.context.iter())),
             steps: shared(all().map(|style| style.steps)).flatten(),
             seed: shared(all().map(|style| style.seed)).flatten(),
@@ -262,10 +263,10 @@ impl Source {
 
     /// The vector `[D]` for a stage.
     fn vector(&self, stage: usize, styles: &[(PathBuf, Style)], initial: Option<&[f32]>) -> Result<Vec<f32>> {
-        let width = styles.first().map_or(0, |(_, style)| style.width());
+        let (width, several) = styles.first().map_or((0, 1), |(_, style)| (style.width(), style.vectors_per_stage));
         if *self == Source::Off {
             return match initial {
-                Some(vector) if vector.len() == width => Ok(vector.to_vec()),
+                Some(vector) if vector.len() == width => Ok(vector.repeat(several)),
                 Some(vector) => Err(Error::Usage(format!(
                     "the initial word's vector is {} numbers wide and the styles' are {width}; name the model they were \
                      learned with",
@@ -277,7 +278,7 @@ impl Source {
             };
         }
         // Minus zero is what leaves every number as it is, minus zero included.
-        let mut sum = vec![-0f64; width];
+        let mut sum = vec![-0f64; width * several];
         for (file, weight) in self.terms() {
             let found = styles.iter().find(|(path, _)| path == file);
             let (_, style) =
@@ -297,10 +298,22 @@ impl Source {
 
 /// All of one width and one text encoder.
 fn check_alike(styles: &[(PathBuf, Style)]) -> Result<()> {
-    let Some((first, model)) = styles.first() else { return Ok(()) };
+    let says = styles.iter().find(|(_, style)| !style.base.is_empty());
+    let Some((first, model)) = says.or(styles.first()) else { return Ok(()) };
     for (other, style) in styles {
         let differ = if style.width() != model.width() {
             format!("vectors {} and {} numbers wide", model.width(), style.width())
+        } else if style.vectors_per_stage != model.vectors_per_stage {
+            return Err(Error::Usage(format!(
+                "{} has {} vectors a stage and {} has {}; only styles of as many mix",
+                first.display(),
+                model.vectors_per_stage,
+                other.display(),
+                style.vectors_per_stage
+            )));
+        } else if style.base.is_empty() || model.base.is_empty() {
+            // another program's file does not say
+            continue;
         } else if !style.base.eq_ignore_ascii_case(&model.base) {
             format!("word tables {} and {}", super::abbreviated(&model.base), super::abbreviated(&style.base))
         } else {
@@ -356,6 +369,7 @@ mod tests {
         Style {
             token: "s".into(),
             vectors: (0..stages).map(|t| vec![value + t as f32, 1.0]).collect(),
+            vectors_per_stage: 1,
             base: "ab".into(),
             context: vec![format!("context {value}")],
             steps: Some(500),

@@ -1,8 +1,12 @@
 //! A learned style: one vector for each stage of the denoising, in the text encoder's word space.
 
+mod card;
+mod export;
 mod file;
+mod foreign;
 mod mix;
 
+pub use export::FileFormat;
 pub use file::FORMAT;
 pub use mix::{Recipe, initial_word};
 
@@ -11,15 +15,20 @@ use crate::error::{Error, Result};
 /// Timesteps of the diffusion the networks were trained with.
 const TRAIN_TIMESTEPS: f64 = 1000.0;
 
+/// The most vectors a stage can have: a prompt has 77 tokens, start and end among them.
+pub const MOST_VECTORS: usize = 75;
+
 /// A style as learned: T vectors and where they come from.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Style {
     /// The style's name; stage t is the token `<token>-T<t>`.
     pub token: String,
-    /// `[T][D]`: stage 0 is next to the clean image, T - 1 next to pure noise; D is the text encoder's width. One vector
-    /// alone serves all stages.
+    /// `[T][n * D]`, a stage's n vectors one after the other: stage 0 is next to the clean image, T - 1 next to pure noise;
+    /// D is the text encoder's width. One stage alone serves the whole denoising.
     pub vectors: Vec<Vec<f32>>,
-    /// SHA-256 (hexadecimal) of the word table of the text encoder it was learned for.
+    /// Vectors of each stage, n: the style stands for so many tokens in a row. Mostly 1.
+    pub vectors_per_stage: usize,
+    /// SHA-256 (hexadecimal) of the word table of the text encoder it was learned for; empty where the file does not say.
     pub base: String,
     /// What the style pictures show besides their style, one text a picture, with `{}` where the style went.
     pub context: Vec<String>,
@@ -35,6 +44,24 @@ pub struct Style {
     pub mix: Option<String>,
 }
 
+impl Default for Style {
+    /// No name and no vectors, one a stage.
+    fn default() -> Self {
+        Style {
+            vectors_per_stage: 1,
+            token: String::new(),
+            vectors: vec![],
+            base: String::new(),
+            context: vec![],
+            steps: None,
+            seed: None,
+            license: String::new(),
+            init: String::new(),
+            mix: None,
+        }
+    }
+}
+
 impl Style {
     /// Number of stages T.
     pub fn stages(&self) -> usize {
@@ -43,22 +70,40 @@ impl Style {
 
     /// Width D of the vectors; 0 while there are none.
     pub fn width(&self) -> usize {
-        self.vectors.first().map_or(0, Vec::len)
+        self.vectors.first().map_or(0, |stage| stage.len() / self.vectors_per_stage.max(1))
     }
 
-    /// Length of each stage's vector.
+    /// Length of each stage's vector; the mean where it has several.
     pub fn norms(&self) -> Vec<f64> {
-        self.vectors.iter().map(|vector| dot(vector, vector).sqrt()).collect()
+        self.means(|vector| dot(vector, vector).sqrt())
     }
 
     /// Cosine of the angle between each stage's vector and `word: [D]`, such as the one all stages started from; 0 where
-    /// one of the two is zero.
+    /// one of the two is zero; the mean where a stage has several.
     pub fn cosines(&self, word: &[f32]) -> Vec<f64> {
-        let cosine = |vector: &Vec<f32>| {
+        self.means(|vector| {
             let lengths = (dot(vector, vector) * dot(word, word)).sqrt();
             if lengths > 0.0 { dot(vector, word) / lengths } else { 0.0 }
-        };
-        self.vectors.iter().map(cosine).collect()
+        })
+    }
+
+    /// What `of` says of each stage's vectors, on average.
+    fn means(&self, of: impl Fn(&[f32]) -> f64) -> Vec<f64> {
+        let width = self.width().max(1);
+        let mean = |stage: &Vec<f32>| stage.chunks(width).map(&of).sum::<f64>() / self.vectors_per_stage.max(1) as f64;
+        self.vectors.iter().map(mean).collect()
+    }
+
+    /// One stage as a style of its own, which then serves the whole denoising.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there is no such stage.
+    pub fn stage(&self, stage: usize) -> Result<Style> {
+        let vector = self.vectors.get(stage).ok_or_else(|| {
+            let (token, last) = (&self.token, self.stages().saturating_sub(1));
+            Error::Usage(format!("there is no stage {stage}: the style {token:?} has stages 0 to {last}"))
+        })?;
+        Ok(Style { vectors: vec![vector.clone()], ..self.clone() })
     }
 
     /// Whether the style can be used with a text encoder whose word table has this SHA-256 and width.
@@ -74,7 +119,8 @@ impl Style {
                  model's words are {width}; use the model it was learned with, or learn it again"
             )));
         }
-        if !self.base.eq_ignore_ascii_case(base) {
+        // files of other programs do not say; their width is all there is to go by
+        if !self.base.is_empty() && !self.base.eq_ignore_ascii_case(base) {
             return Err(Error::Usage(format!(
                 "the style {token:?} was learned for another text encoder (word table {}, this model's is {}); use the \
                  model it was learned with, or learn it again",
@@ -93,8 +139,14 @@ impl Style {
         if self.vectors.is_empty() || self.width() == 0 {
             return Some(format!("the style {:?} has no vectors", self.token));
         }
-        if let Some(stage) = self.vectors.iter().position(|vector| vector.len() != self.width()) {
-            let (own, first) = (self.vectors[stage].len(), self.width());
+        let several = self.vectors_per_stage;
+        if !(1..=MOST_VECTORS).contains(&several) || !self.vectors[0].len().is_multiple_of(several) {
+            let what =
+                format!("{several} vectors a stage; a prompt has room for 1 to {MOST_VECTORS} tokens of a style");
+            return Some(format!("the style {:?} has {what}", self.token));
+        }
+        if let Some(stage) = self.vectors.iter().position(|vector| vector.len() != self.vectors[0].len()) {
+            let (own, first) = (self.vectors[stage].len() / several, self.width());
             return Some(format!("the vector of stage {stage} is {own} numbers wide, that of stage 0 is {first}"));
         }
         let stage = self.vectors.iter().position(|vector| !vector.iter().all(|value| value.is_finite()))?;
@@ -165,6 +217,9 @@ mod tests {
         let style =
             Style { token: "gogh".into(), vectors: vec![vec![0.0; 4]], base: "ab".repeat(32), ..Style::default() };
         style.check_fits(&"ab".repeat(32), 4).unwrap();
+        style.check_fits(&"cd".repeat(32), 4).unwrap_err();
+        // another program's file, which does not say
+        Style { base: String::new(), ..style.clone() }.check_fits(&"ab".repeat(32), 4).unwrap();
         for (base, width) in [("ab".repeat(32), 5), ("cd".repeat(32), 4), (String::new(), 4)] {
             let text = style.check_fits(&base, width).unwrap_err().to_string();
             assert!(text.contains("\"gogh\" was learned for another text encoder"), "{text}");

@@ -25,11 +25,19 @@ impl AdamW {
     /// Moves `vectors` against `gradient`, both `[T][D]`. A vector whose gradient is zero still feels its momentum and
     /// the weight decay, as every row of a PyTorch parameter does.
     pub fn step(&mut self, vectors: &mut [Vec<f32>], gradient: &[Vec<f32>], lr: f64) {
+        let rates = vec![Some(lr); vectors.len()];
+        self.step_each(vectors, gradient, &rates);
+    }
+
+    /// As [`AdamW::step`] with a learning rate for each vector, as PyTorch's parameter groups have one; a vector without
+    /// one stays as it is, bit for bit.
+    pub fn step_each(&mut self, vectors: &mut [Vec<f32>], gradient: &[Vec<f32>], rates: &[Option<f64>]) {
         self.steps += 1;
-        let step_size = (lr / (1.0 - BETA1.powi(self.steps as i32))) as f32;
         let correction = (1.0 - BETA2.powi(self.steps as i32)).sqrt() as f32;
-        let decay = (1.0 - lr * WEIGHT_DECAY) as f32;
         for (t, vector) in vectors.iter_mut().enumerate() {
+            let Some(lr) = rates[t] else { continue };
+            let step_size = (lr / (1.0 - BETA1.powi(self.steps as i32))) as f32;
+            let decay = (1.0 - lr * WEIGHT_DECAY) as f32;
             for (d, x) in vector.iter_mut().enumerate() {
                 let g = gradient[t][d];
                 let (m, v) = (&mut self.first[t][d], &mut self.second[t][d]);

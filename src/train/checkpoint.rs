@@ -2,12 +2,11 @@
 
 use super::adamw::AdamW;
 use super::log::by_stage;
-use super::{Lesson, Study};
+use super::{Lesson, Options, Study};
 use crate::bundle::manifest::hexadecimal;
 use crate::bundle::write::write_atomically;
 use crate::sampler::{RngState, TorchRng};
 use crate::{Error, Result};
-use candle_core::Tensor;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use sha2::{Digest, Sha256};
@@ -32,20 +31,49 @@ pub(super) struct Progress {
     pub(super) smoothed: Vec<Option<f32>>,
     /// Seconds spent.
     pub(super) seconds: f64,
+    /// The vectors with the lowest validation loss, where any was evaluated.
+    pub(super) best: Option<Best>,
+    /// Evaluations of the validation loss since.
+    pub(super) waited: usize,
+}
+
+/// Vectors that were better than all before.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Best {
+    pub(super) vectors: Vec<Vec<f32>>,
+    /// Validation loss.
+    pub(super) loss: f32,
+    /// The step after which they were so.
+    pub(super) step: usize,
 }
 
 impl Progress {
-    /// Every stage starts as a copy of `start: [D]`.
-    pub(super) fn new(start: &Tensor, lesson: &Lesson) -> Result<Self> {
-        let start = start.to_vec1::<f32>()?;
-        Ok(Progress {
+    /// Every stage starts as a copy of `start: [n * D]`.
+    pub(super) fn new(start: Vec<f32>, lesson: &Lesson) -> Self {
+        Progress {
             step: 0,
             optimiser: AdamW::new(lesson.stages, start.len()),
             vectors: vec![start; lesson.stages],
             rng: TorchRng::new(lesson.seed).state(),
             smoothed: vec![None; lesson.stages],
             seconds: 0.0,
-        })
+            best: None,
+            waited: 0,
+        }
+    }
+
+    /// Takes in the validation loss of the vectors as they are.
+    pub(super) fn judge(&mut self, loss: f32) {
+        self.waited += 1;
+        if self.best.as_ref().is_none_or(|best| loss < best.loss) {
+            self.best = Some(Best { vectors: self.vectors.clone(), loss, step: self.step });
+            self.waited = 0;
+        }
+    }
+
+    /// Whether the validation loss has not fallen for as long as the options have patience.
+    pub(super) fn has_stalled(&self, options: &Options) -> bool {
+        options.early_stop.is_some_and(|patience| self.waited >= patience)
     }
 
     /// Takes a step's losses in; returns the mean of the stages' smoothed losses.
@@ -69,6 +97,9 @@ impl Progress {
         parts.push(("smoothed", Dtype::F32, vec![smoothed.len()], bytes(smoothed.iter())));
         let words = self.rng.words.iter().flat_map(|w| w.to_le_bytes()).collect();
         parts.push(("rng", Dtype::U32, vec![self.rng.words.len()], words));
+        if let Some(best) = &self.best {
+            parts.push(("best", Dtype::F32, shape, bytes(best.vectors.iter().flatten())));
+        }
         let views = parts
             .iter()
             .map(|(name, dtype, shape, data)| Ok((*name, TensorView::new(*dtype, shape.clone(), data)?)))
@@ -81,6 +112,11 @@ impl Progress {
         ]);
         if let Some(normal) = self.rng.normal {
             metadata.insert("normal".into(), normal.to_string());
+        }
+        if let Some(best) = &self.best {
+            metadata.insert("best_loss".into(), best.loss.to_string());
+            metadata.insert("best_step".into(), best.step.to_string());
+            metadata.insert("waited".into(), self.waited.to_string());
         }
         let buffer = views
             .and_then(|views| safetensors::serialize(views, Some(metadata)))
@@ -102,8 +138,8 @@ impl Progress {
             return Err(damaged("not a checkpoint of a lesson"));
         }
         if metadata.get("fingerprint").map(String::as_str) != Some(fingerprint) {
-            let what =
-                "a checkpoint of another lesson (pictures, contexts, stages, batch, seed, word, name or model differ)";
+            let what = "a checkpoint of another lesson (pictures, contexts, stages, batch, seed, word, name, options or \
+                        model differ)";
             return Err(damaged(what));
         }
         let tensor = |name: &str| file.tensor(name).map_err(|e| damaged(&format!("a damaged checkpoint: {e}")));
@@ -122,6 +158,19 @@ impl Progress {
         if !alike || smoothed.len() != vectors.len() {
             return Err(damaged("a checkpoint whose parts do not fit together"));
         }
+        let best = match file.tensor("best") {
+            Err(_) => None,
+            Ok(_) if !metadata.contains_key("waited") => return Err(damaged("a checkpoint without its waited")),
+            Ok(best) => Some(Best {
+                vectors: matrix(&best),
+                loss: number("best_loss")?.parse().map_err(|_| damaged("a checkpoint with a damaged number"))?,
+                step: number("best_step")?.parse().map_err(parse_failed)?,
+            }),
+        };
+        if best.as_ref().is_some_and(|best| widths(&best.vectors) != widths(&vectors)) {
+            return Err(damaged("a checkpoint whose parts do not fit together"));
+        }
+        let waited = metadata.get("waited").map(|n| n.parse()).transpose().map_err(parse_failed)?.unwrap_or(0);
         let normal = metadata.get("normal").map(|n| n.parse()).transpose().map_err(parse_failed)?;
         let words =
             tensor("rng")?.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -132,6 +181,8 @@ impl Progress {
             seconds: number("seconds")?.parse().map_err(|_| damaged("a checkpoint with a damaged number"))?,
             rng: RngState { words, normal },
             vectors,
+            best,
+            waited,
         })
     }
 }
@@ -160,7 +211,7 @@ pub(super) fn fingerprint(base: &str, lesson: &Lesson) -> String {
         sha.update(frame.rgb());
         sha.update(format!("{context:?}"));
     }
-    let Lesson { token, stages, batch, init, seed, .. } = lesson;
-    sha.update(format!("{token:?} {stages} {batch} {init:?} {seed}"));
+    let Lesson { token, stages, batch, init, seed, options, .. } = lesson;
+    sha.update(format!("{token:?} {stages} {batch} {init:?} {seed}{}", options.fingerprint()));
     hexadecimal(sha)
 }

@@ -6,6 +6,7 @@ use crate::Result;
 use crate::painter::Painter;
 use crate::sampler::TorchRng;
 use crate::side::vae::Posterior;
+use crate::style::stage_of;
 use candle_core::Tensor;
 
 /// Timesteps of the diffusion.
@@ -15,6 +16,8 @@ const TIMESTEPS: i64 = 1000;
 #[derive(Debug)]
 pub struct Studies {
     posteriors: Vec<[Posterior; 2]>,
+    /// Timesteps that random batches are drawn from.
+    timesteps: Vec<f64>,
 }
 
 /// Samples to learn from.
@@ -30,6 +33,26 @@ pub struct Batch {
     pub pictures: Vec<usize>,
 }
 
+impl Batch {
+    /// The same samples as so many batches, the last of which may be smaller.
+    ///
+    /// # Errors
+    /// If candle runs out of memory.
+    pub fn split(&self, parts: usize) -> Result<Vec<Batch>> {
+        let (count, size) = (self.timesteps.len(), self.timesteps.len().div_ceil(parts.max(1)).max(1));
+        let part = |first: usize| {
+            let length = size.min(count - first);
+            Ok(Batch {
+                latents: self.latents.narrow(0, first, length)?,
+                noise: self.noise.narrow(0, first, length)?,
+                timesteps: self.timesteps[first..first + length].to_vec(),
+                pictures: self.pictures[first..first + length].to_vec(),
+            })
+        };
+        (0..count).step_by(size).map(part).collect()
+    }
+}
+
 impl Studies {
     /// Encodes every picture at the model's square training size.
     ///
@@ -43,7 +66,12 @@ impl Studies {
         };
         let posteriors = studies.iter().map(both).collect::<Result<_>>()?;
         painter.release_vae();
-        Ok(Studies { posteriors })
+        Ok(Studies { posteriors, timesteps: (0..TIMESTEPS).map(|t| t as f64).collect() })
+    }
+
+    /// Random batches from now on only at timesteps of these stages, of so many.
+    pub fn keep_stages(&mut self, stages: &[usize], of: usize) {
+        self.timesteps.retain(|&t| stages.contains(&stage_of(t, of)));
     }
 
     /// A random batch: pictures and timesteps uniform, flipped half of the time.
@@ -53,7 +81,8 @@ impl Studies {
     pub fn draw(&self, count: usize, rng: &mut TorchRng) -> Result<Batch> {
         let pictures = rng.randint(0, self.posteriors.len() as i64, count)?;
         let flipped: Vec<_> = rng.rand(count)?.to_vec1::<f32>()?.iter().map(|&p| (p < 0.5) as usize).collect();
-        let timesteps = rng.randint(0, TIMESTEPS, count)?.into_iter().map(|t| t as f64).collect();
+        let drawn = rng.randint(0, self.timesteps.len() as i64, count)?;
+        let timesteps = drawn.into_iter().map(|i| self.timesteps[i as usize]).collect();
         self.batch(pictures.into_iter().map(|p| p as usize).collect(), flipped, timesteps, rng)
     }
 

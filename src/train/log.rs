@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-const HEADER: [&str; 5] = ["step", "t_stage", "loss", "smoothed_loss", "seconds"];
+/// Columns of the loss log.
+pub(super) const LOSSES: [&str; 5] = ["step", "t_stage", "loss", "smoothed_loss", "seconds"];
+/// Columns of the log of validation losses.
+pub(super) const VALIDATION: [&str; 3] = ["step", "loss", "seconds"];
 
 pub(super) struct LossLog {
     path: PathBuf,
@@ -15,11 +18,11 @@ pub(super) struct LossLog {
 
 impl LossLog {
     /// Opens the log to go on after `step`; rows of later steps (written after the checkpoint that is resumed) go.
-    pub(super) fn open(path: &Path, step: usize) -> Result<Self> {
+    pub(super) fn open(path: &Path, columns: &[&str], step: usize) -> Result<Self> {
         let kept = if step > 0 { rows_up_to(path, step) } else { vec![] };
         write_atomically(path, |file| {
             let mut writer = csv::Writer::from_writer(file);
-            writer.write_record(HEADER)?;
+            writer.write_record(columns)?;
             kept.iter().try_for_each(|row| writer.write_record(row))?;
             writer.flush()
         })?;
@@ -49,6 +52,11 @@ impl LossLog {
         Ok(())
     }
 
+    /// A row of the log of validation losses.
+    pub(super) fn write_validation(&mut self, step: usize, loss: f32, seconds: f64) -> Result<()> {
+        self.row(&[step.to_string(), loss.to_string(), format!("{seconds:.3}")])
+    }
+
     pub(super) fn flush(&mut self) -> Result<()> {
         self.writer.flush().map_err(Error::io(&self.path))
     }
@@ -67,6 +75,32 @@ pub(super) fn by_stage(stages: &[usize], losses: &[f32]) -> BTreeMap<usize, f32>
         *count += 1.0;
     }
     sums.into_iter().map(|(stage, (sum, count))| (stage, sum / count)).collect()
+}
+
+/// A row of the loss log, without its time.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Deserialize)]
+pub(super) struct Row {
+    pub(super) step: usize,
+    pub(super) t_stage: usize,
+    pub(super) loss: f32,
+    pub(super) smoothed_loss: f32,
+}
+
+/// The rows of a loss log.
+pub(super) fn rows(path: &Path) -> Result<Vec<Row>> {
+    read(path)
+}
+
+/// Step and loss of each row of a log of validation losses.
+pub(super) fn validations(path: &Path) -> Result<Vec<(usize, f32)>> {
+    let rows: Vec<(usize, f32, f64)> = read(path)?;
+    Ok(rows.into_iter().map(|(step, loss, _)| (step, loss)).collect())
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let fault = |fault: csv::Error| Error::file(path, format!("is no log of losses: {fault}"));
+    let mut reader = csv::Reader::from_path(path).map_err(fault)?;
+    reader.deserialize().collect::<csv::Result<_>>().map_err(fault)
 }
 
 /// The whole rows of an earlier log; one that was deleted or cut off loses rows, not the lesson.

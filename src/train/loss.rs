@@ -5,7 +5,7 @@ use super::{Batch, Lesson, Studies};
 use crate::Result;
 use crate::painter::Painter;
 use crate::prompt::{PromptStyle, Tokens};
-use crate::sampler::TorchRng;
+use crate::sampler::{PredictionType, TorchRng};
 use crate::style::stage_of;
 use candle_core::Tensor;
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ impl Prompts {
     /// # Errors
     /// [`crate::Error::Usage`] if a context is so long that its place for the style is cut off.
     pub fn new(painter: &Painter, lesson: &Lesson) -> Result<Self> {
-        let style = [PromptStyle::Learned(lesson.token.clone())];
+        let style = [PromptStyle::learned(&lesson.token, lesson.options.vectors_per_stage)];
         let tokens = |study: &super::Study| {
             let tokens = study.context.tokens(painter.tokenizer(), &style)?;
             if !tokens.dropped_styles.is_empty() {
@@ -34,7 +34,7 @@ impl Prompts {
     }
 }
 
-/// Loss of each sample, `[B]`. `vectors[t]: [D]` is stage t's; the text encoder runs once for each distinct pair of
+/// Loss of each sample, `[B]`. `vectors[t]`, `[D]` or `[n, D]`, is stage t's; the text encoder runs once for each distinct pair of
 /// picture and stage, whatever the batch.
 ///
 /// # Errors
@@ -58,6 +58,26 @@ pub fn losses(painter: &Painter, prompts: &Prompts, batch: &Batch, vectors: &[Te
     let target = schedule.training_target(&batch.latents, &batch.noise, t)?;
     let output = painter.unet()?.forward(&noised, t, &text, None)?;
     Ok((output - target)?.sqr()?.flatten_from(1)?.mean(1)?)
+}
+
+/// Weights of the samples' losses under min-SNR weighting (arXiv 2303.09556), as diffusers' training scripts have them: the
+/// signal-to-noise ratio, at most `gamma`, over itself for models that predict noise, over itself plus one for those that
+/// predict velocity.
+///
+/// # Errors
+/// If a timestep is none of the schedule's.
+pub fn min_snr_weights(painter: &Painter, timesteps: &[f64], gamma: f64) -> Result<Vec<f64>> {
+    let weight = |&t: &f64| {
+        let level = painter.schedule().level(t)?;
+        let snr = (level.alpha / level.sigma).powi(2);
+        Ok(match painter.schedule().config().prediction_type {
+            PredictionType::Epsilon => (gamma / snr).min(1.0),
+            PredictionType::VPrediction => snr.min(gamma) / (snr + 1.0),
+            // the loss of the clean latent is that of the noise times the ratio
+            PredictionType::Sample => snr.min(gamma),
+        })
+    };
+    timesteps.iter().map(weight).collect()
 }
 
 /// Samples in the validation loss, and how many of them are evaluated at once.

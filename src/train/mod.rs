@@ -3,13 +3,17 @@
 
 mod adamw;
 mod checkpoint;
+mod curve;
 mod data;
 mod log;
 mod loss;
+mod options;
 
 pub use adamw::AdamW;
+pub use curve::curve;
 pub use data::{Batch, Studies};
-pub use loss::{Prompts, losses, validation};
+pub use loss::{Prompts, losses, min_snr_weights, validation};
+pub use options::{Options, Rates, Stages};
 
 use crate::camera::Frame;
 use crate::painter::Painter;
@@ -18,7 +22,7 @@ use crate::sampler::TorchRng;
 use crate::style::{Style, stage_of};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
-use checkpoint::Progress;
+use checkpoint::{Best, Progress};
 use log::LossLog;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -45,14 +49,16 @@ pub struct Lesson {
     pub steps: usize,
     /// Noised latents a step.
     pub batch: usize,
-    /// Learning rate, constant.
-    pub lr: f64,
+    /// Learning rate, constant, for all stages or for each.
+    pub lr: Rates,
     /// The word whose vector every stage starts from.
     pub init: String,
     /// Of everything random.
     pub seed: u64,
     /// Licence of the vectors, kept in the style file.
     pub license: String,
+    /// Whatever else.
+    pub options: Options,
 }
 
 /// Where a lesson keeps what must survive an interruption.
@@ -66,9 +72,16 @@ pub struct Files {
 }
 
 impl Files {
+    /// The validation losses as CSV, beside the log; written where the lesson evaluates any on its way.
+    pub fn validation(&self) -> PathBuf {
+        let name = self.log.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let stem = name.strip_suffix("loss.csv").map_or_else(|| format!("{name}."), str::to_owned);
+        self.log.with_file_name(format!("{stem}validation.csv"))
+    }
+
     /// An unfinished lesson is not overwritten by one that starts afresh: `.old` is appended to the names of its files.
     fn set_aside(&self) -> Result<()> {
-        for file in [&self.log, &self.checkpoint].into_iter().filter(|file| file.is_file()) {
+        for file in [&self.log, &self.validation(), &self.checkpoint].into_iter().filter(|file| file.is_file()) {
             let mut old = file.clone().into_os_string();
             old.push(".old");
             std::fs::rename(file, old).map_err(Error::io(file))?;
@@ -92,6 +105,10 @@ pub struct Step<'a> {
     pub loss: f32,
     /// Loss smoothed over about fifty steps.
     pub smoothed: f32,
+    /// The same of each stage, as far as any step has looked at it.
+    pub stages: &'a [Option<f32>],
+    /// The validation loss, where it was evaluated after this step.
+    pub validation: Option<f32>,
     /// The style as it is now.
     pub style: &'a Style,
 }
@@ -105,6 +122,8 @@ pub struct Learned {
     pub loss_before: f32,
     /// The same with the learned vectors.
     pub loss_after: f32,
+    /// The step after which the lesson ended early, if it did.
+    pub stopped: Option<usize>,
 }
 
 /// Learns a style.
@@ -120,16 +139,20 @@ pub fn learn(
     listener: &mut dyn FnMut(Step<'_>) -> Result<()>,
 ) -> Result<Learned> {
     lesson.check()?;
-    let prompts = Prompts::new(painter, lesson)?;
-    let studies = Studies::encode(painter, &lesson.studies)?;
-    let start = painter.text_encoder().word_vector(painter.tokenizer().word(&lesson.init)?)?;
+    let (options, prompts) = (&lesson.options, Prompts::new(painter, lesson)?);
+    let mut studies = Studies::encode(painter, &lesson.studies)?;
+    let learning = options.learning(lesson.stages);
+    studies.keep_stages(&learning, lesson.stages);
+    let rates: Vec<_> = (0..lesson.stages).map(|s| lesson.lr.of(s).filter(|_| learning.contains(&s))).collect();
+    let word = painter.text_encoder().word_vector(painter.tokenizer().word(&lesson.init)?)?;
+    let start = word.to_vec1::<f32>()?.repeat(options.vectors_per_stage);
     let base = painter.text_encoder().base()?;
     let fingerprint = checkpoint::fingerprint(&base, lesson);
     let mut now = match resume {
         true => Progress::open(&files.checkpoint, &fingerprint)?,
         false => {
             files.set_aside()?;
-            Progress::new(&start, lesson)?
+            Progress::new(start.clone(), lesson)
         }
     };
     if now.step > lesson.steps {
@@ -138,14 +161,17 @@ pub fn learn(
             "the checkpoint is at step {done} already; resume with --steps {done} or more"
         )));
     }
-    let mut log = LossLog::open(&files.log, now.step)?;
+    let mut log = LossLog::open(&files.log, &log::LOSSES, now.step)?;
+    let validates = (1..=lesson.steps).any(|step| options.validates(step));
+    let opened = validates.then(|| LossLog::open(&files.validation(), &log::VALIDATION, now.step));
+    let mut validation_log = opened.transpose()?;
     let mut rng = TorchRng::from_state(&now.rng)?;
     let began = Instant::now();
     let (step_before, seconds_before) = (now.step, now.seconds);
 
-    while now.step < lesson.steps {
-        let batch = studies.draw(lesson.batch, &mut rng)?;
-        let (losses, gradient) = gradient(painter, &prompts, &batch, &now.vectors)?;
+    while now.step < lesson.steps && !now.has_stalled(options) {
+        let batch = studies.draw(lesson.batch * options.accumulate, &mut rng)?;
+        let (losses, gradient) = accumulated(painter, &prompts, &batch, &now.vectors, options)?;
         let loss = losses.iter().sum::<f32>() / losses.len() as f32;
         if !loss.is_finite() || !gradient.iter().flatten().all(|g| g.is_finite()) {
             let what = if loss.is_finite() { "the gradient of the loss" } else { "the loss" };
@@ -155,32 +181,84 @@ pub fn learn(
         let good = now.clone();
         if good.step > step_before && good.step % CHECKPOINT_EVERY == 0 {
             log.flush()?;
+            validation_log.as_mut().map_or(Ok(()), LossLog::flush)?;
             good.save(&files.checkpoint, &fingerprint)?;
         }
-        now.optimiser.step(&mut now.vectors, &gradient, lesson.lr);
+        now.optimiser.step_each(&mut now.vectors, &gradient, &rates);
         now.step += 1;
         now.rng = rng.state();
         now.seconds = seconds_before + began.elapsed().as_secs_f64();
         let stages: Vec<_> = batch.timesteps.iter().map(|&t| stage_of(t, lesson.stages)).collect();
         let smoothed = now.smooth(&stages, &losses);
         log.write(now.step, &stages, &losses, &now.smoothed, now.seconds)?;
+        let mut validated = None;
+        if let Some(log) = validation_log.as_mut().filter(|_| options.validates(now.step)) {
+            let loss = validation(painter, &prompts, &studies, &tensors(painter, &now.vectors)?)?;
+            if !loss.is_finite() {
+                return Err(exploded("the validation loss", now.step, files));
+            }
+            log.write_validation(now.step, loss, now.seconds)?;
+            now.judge(loss);
+            validated = Some(loss);
+        }
         let style = lesson.style(&base, &now.vectors, now.step);
-        let told = listener(Step { step: now.step, steps: lesson.steps, loss, smoothed, style: &style });
+        let told = listener(Step {
+            step: now.step,
+            steps: lesson.steps,
+            loss,
+            smoothed,
+            stages: &now.smoothed,
+            validation: validated,
+            style: &style,
+        });
         // vectors that cannot even be painted with are not worth keeping
         let stopped = matches!(&told, Err(error) if !matches!(error, Error::NotFinite { .. }));
-        if stopped || (told.is_ok() && now.step == lesson.steps && good.step > step_before) {
+        let over = now.step == lesson.steps || now.has_stalled(options);
+        if stopped || (told.is_ok() && over && good.step > step_before) {
             log.flush()?;
+            validation_log.as_mut().map_or(Ok(()), LossLog::flush)?;
             good.save(&files.checkpoint, &fingerprint)?;
         }
         told?;
     }
-    let loss_after = validation(painter, &prompts, &studies, &tensors(&now.vectors)?)?;
+    let loss_after = validation(painter, &prompts, &studies, &tensors(painter, &now.vectors)?)?;
     if !loss_after.is_finite() {
         return Err(exploded("the validation loss", now.step, files));
     }
     now.save(&files.checkpoint, &fingerprint)?;
-    let loss_before = validation(painter, &prompts, &studies, &vec![start; lesson.stages])?;
-    Ok(Learned { style: lesson.style(&base, &now.vectors, now.step), loss_before, loss_after })
+    let initial = tensors(painter, &vec![start; lesson.stages])?;
+    let loss_before = validation(painter, &prompts, &studies, &initial)?;
+    let stopped = now.has_stalled(options).then_some(now.step);
+    let best = now.best.filter(|best| options.early_stop.is_some() && best.loss < loss_after);
+    let last = Best { vectors: now.vectors, loss: loss_after, step: now.step };
+    let kept = best.unwrap_or(last);
+    let style = lesson.style(&base, &kept.vectors, kept.step);
+    Ok(Learned { style, loss_before, loss_after: kept.loss, stopped })
+}
+
+/// [`gradient`] of a batch in as many parts as are accumulated, weighted as the options say: the same as of the whole
+/// batch, in the memory of a part.
+fn accumulated(
+    painter: &Painter,
+    prompts: &Prompts,
+    batch: &Batch,
+    vectors: &[Vec<f32>],
+    options: &Options,
+) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
+    let mut losses = vec![];
+    let mut sum: Option<Vec<Vec<f32>>> = None;
+    for part in batch.split(options.accumulate)? {
+        let weights = options.min_snr.map(|gamma| min_snr_weights(painter, &part.timesteps, gamma)).transpose()?;
+        let (some, gradient) = weighted_gradient(painter, prompts, &part, vectors, weights.as_deref())?;
+        losses.extend(some);
+        match &mut sum {
+            None => sum = Some(gradient),
+            Some(sum) => sum.iter_mut().flatten().zip(gradient.iter().flatten()).for_each(|(sum, g)| *sum += g),
+        }
+    }
+    let mut mean = sum.unwrap_or_default();
+    mean.iter_mut().flatten().for_each(|g| *g /= options.accumulate as f32);
+    Ok((losses, mean))
 }
 
 /// A loss that is not finite at `step`, and how to go on.
@@ -212,7 +290,22 @@ pub fn gradient(
     batch: &Batch,
     vectors: &[Vec<f32>],
 ) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
-    let leaves: Vec<_> = tensors(vectors)?.iter().map(Var::from_tensor).collect::<candle_core::Result<_>>()?;
+    weighted_gradient(painter, prompts, batch, vectors, None)
+}
+
+/// As [`gradient`], of the mean of the losses times `weights: [B]`. The losses that come back are without them.
+///
+/// # Errors
+/// If a network fails.
+pub fn weighted_gradient(
+    painter: &Painter,
+    prompts: &Prompts,
+    batch: &Batch,
+    vectors: &[Vec<f32>],
+    weights: Option<&[f64]>,
+) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
+    let weights: Option<Vec<f32>> = weights.map(|weights| weights.iter().map(|&weight| weight as f32).collect());
+    let leaves: Vec<_> = tensors(painter, vectors)?.iter().map(Var::from_tensor).collect::<candle_core::Result<_>>()?;
     let inputs: Vec<_> = leaves.iter().map(|v| v.as_tensor().clone()).collect();
     let mut scale = match painter.bundle().target().numbers() {
         DType::F16 => (batch.latents.elem_count() as f64).log2().floor().exp2() / 2.0,
@@ -220,9 +313,13 @@ pub fn gradient(
     };
     loop {
         let losses = losses(painter, prompts, batch, &inputs)?;
-        let gradients = (losses.mean_all()? * scale)?.backward()?;
+        let weighted = match &weights {
+            Some(weights) => losses.mul(&Tensor::new(weights.as_slice(), losses.device())?)?,
+            None => losses.clone(),
+        };
+        let gradients = (weighted.mean_all()? * scale)?.backward()?;
         let of = |(leaf, vector): (&Var, &Vec<f32>)| match gradients.get(leaf) {
-            Some(gradient) => (gradient / scale)?.to_vec1::<f32>(),
+            Some(gradient) => (gradient / scale)?.flatten_all()?.to_vec1::<f32>(),
             None => Ok(vec![0.0; vector.len()]),
         };
         let gradient = leaves.iter().zip(vectors).map(of).collect::<candle_core::Result<Vec<_>>>()?;
@@ -235,8 +332,11 @@ pub fn gradient(
     }
 }
 
-fn tensors(vectors: &[Vec<f32>]) -> Result<Vec<Tensor>> {
-    Ok(vectors.iter().map(|v| Tensor::new(v.as_slice(), &Device::Cpu)).collect::<candle_core::Result<_>>()?)
+/// Each stage's vectors, `[n, D]`.
+fn tensors(painter: &Painter, vectors: &[Vec<f32>]) -> Result<Vec<Tensor>> {
+    let width = painter.text_encoder().width();
+    let tensor = |stage: &Vec<f32>| Tensor::from_slice(stage, (stage.len() / width, width), &Device::Cpu);
+    Ok(vectors.iter().map(tensor).collect::<candle_core::Result<_>>()?)
 }
 
 impl Lesson {
@@ -251,8 +351,8 @@ impl Lesson {
             "the number of stages must be between 1 and 1000"
         } else if self.batch == 0 || self.steps == 0 {
             "batch and steps must be at least 1"
-        } else if !(self.lr > 0.0 && self.lr.is_finite()) {
-            "the learning rate must be a positive number"
+        } else if let Some(fault) = self.options.fault(&self.lr, self.stages) {
+            return Err(Error::Usage(fault));
         } else if self.studies.iter().any(|s| !s.context.has_style_place()) {
             "every context needs {} where the style goes, as in \"A painting of pears on a cloth, in the style of {}\""
         } else {
@@ -265,6 +365,7 @@ impl Lesson {
         Style {
             token: self.token.clone(),
             vectors: vectors.to_vec(),
+            vectors_per_stage: self.options.vectors_per_stage,
             base: base.to_owned(),
             context: self.studies.iter().map(|study| study.context.source()).collect(),
             steps: Some(steps as u64),

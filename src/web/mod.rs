@@ -184,6 +184,8 @@ fn api() -> OpenApiRouter<Site> {
         .routes(routes!(styles::mix_with))
         .routes(routes!(styles::losses))
         .routes(routes!(styles::losses_csv))
+        .routes(routes!(styles::losses_png))
+        .routes(routes!(styles::validation))
         .routes(routes!(styles::caption))
         .routes(routes!(status::status))
         .routes(routes!(status::log))

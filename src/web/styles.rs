@@ -99,6 +99,9 @@ pub(super) struct StyleForm {
     /// A style file, instead of pictures.
     #[schema(value_type = Option<String>, format = Binary)]
     style: Option<Vec<u8>>,
+    /// Photographs to paint with the unfinished style.
+    #[schema(value_type = Option<Vec<String>>, format = Binary)]
+    validate_image: Option<Vec<Vec<u8>>>,
     #[schema(inline)]
     #[serde(flatten)]
     wish: LearningWish,
@@ -145,8 +148,9 @@ fn lesson(site: &Site, form: &Form) -> Result<Ticket, Problem> {
         let most = config.learning.most_pictures;
         return Err(Problem::wish(format!("a lesson has at most {most} pictures")));
     }
-    let frames = form.files("image").map(|bytes| decoded(bytes, config.security.megapixels));
-    Ok(site.daemon().order_lesson(wish, origin, frames.collect::<Result<_, _>>()?)?)
+    let frames = |field| form.files(field).map(|bytes| decoded(bytes, config.security.megapixels)).collect();
+    let (pictures, photographs): (Result<_, Problem>, Result<_, Problem>) = (frames("image"), frames("validate_image"));
+    Ok(site.daemon().order_validated_lesson(wish, origin, pictures?, photographs?)?)
 }
 
 /// Changes a style's name, licence, or whether it stays or is shown.
@@ -284,6 +288,36 @@ pub(super) async fn losses_csv(
     }
     let bytes = writer.into_inner().map_err(|why| Problem::wish(why.to_string()))?;
     Ok(Sent::of("text/csv; charset=utf-8", &bytes).named(format!("{text}-losses.csv"), true).answer(&asked, bytes))
+}
+
+/// The same as a picture, PNG.
+#[utoipa::path(
+    get, path = "/api/v1/styles/{id}/losses.png", tag = "styles", params(("id" = String, Path)),
+    responses((status = 200, content_type = "image/png"), (status = 404, body = Fault))
+)]
+pub(super) async fn losses_png(
+    State(site): State<Site>,
+    Path(text): Path<String>,
+    asked: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = id(&text, "lesson")?;
+    let bytes = site.ask(move |site| site.daemon().loss_curve(id)?.ok_or_else(|| Problem::missing("lesson"))).await?;
+    Ok(Sent::of("image/png", &bytes).named(format!("{text}-losses.png"), false).answer(&asked, bytes))
+}
+
+/// The latest pictures that a lesson was validated with, PNG.
+#[utoipa::path(
+    get, path = "/api/v1/styles/{id}/validation.png", tag = "styles", params(("id" = String, Path)),
+    responses((status = 200, content_type = "image/png"), (status = 404, body = Fault))
+)]
+pub(super) async fn validation(
+    State(site): State<Site>,
+    Path(text): Path<String>,
+    asked: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = id(&text, "lesson")?;
+    let bytes = site.ask(move |site| read(site.daemon().style_validation(id), "picture")).await?;
+    Ok(Sent::of("image/png", &bytes).answer(&asked, bytes))
 }
 
 async fn points(site: &Site, text: &str) -> Result<Vec<LossPoint>, Problem> {

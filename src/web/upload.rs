@@ -15,13 +15,13 @@ const MOST_PARTS: usize = 64;
 /// The longest text of a field, in bytes.
 const LONGEST_TEXT: usize = 64 << 10;
 /// Fields that are files, whatever they are called on the client's disk.
-const FILES: [&str; 4] = ["frame", "image", "style", "control_image"];
+const FILES: [&str; 5] = ["frame", "image", "style", "control_image", "validate_image"];
 /// With what it shows behind it: `control_image_depth`.
 const CONTROL: &str = "control_image_";
 /// Fields that may be given several times.
-const LISTS: [&str; 5] = ["styles", "mix", "contexts", "proposals", "rules"];
+const LISTS: [&str; 6] = ["styles", "mix", "contexts", "proposals", "rules", "validate_prompts"];
 /// Fields whose text is never read as a number.
-const TEXTS: [&str; 11] = [
+const TEXTS: [&str; 13] = [
     "prompt",
     "negative",
     "sampler",
@@ -33,6 +33,8 @@ const TEXTS: [&str; 11] = [
     "init",
     "license",
     "context",
+    "stage_lr",
+    "learn_stages",
 ];
 
 /// A form: files in the order they came, and the other fields as one JSON object.

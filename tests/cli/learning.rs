@@ -30,7 +30,7 @@ fn a_style_is_learned_and_logged() {
     let studio = Studio::new();
     let more = ["--steps", "3", "--preview-every", "2", "--context", "A painting of a mountain", "--name", "<hills>"];
     let run = studio.done(&with(&LEARN, &with(&more, &["--seed", "9", "--out", "mine.safetensors"])));
-    assert_eq!(studio.names(), ["mine-step0002.png", "mine.loss.csv", "mine.safetensors"]);
+    assert_eq!(studio.names(), ["mine-step0002.png", "mine.loss.csv", "mine.loss.png", "mine.safetensors"]);
     assert_eq!(logged(&studio), [1, 2, 3]);
     let style = Style::open(studio.path("mine.safetensors")).unwrap();
     assert_eq!((style.token.as_str(), style.stages(), style.steps, style.seed), ("<hills>", 6, Some(3), Some(9)));
@@ -82,7 +82,7 @@ fn ctrl_c_keeps_what_was_learned_and_resuming_gives_the_same_bytes() {
     let run = studio.done(&with(&with(&LEARN, &OUT), &["--resume"]));
     // Nothing has proved the last step's vectors good yet, so it is taken again.
     assert_eq!(run.events()[0]["step"], last);
-    assert_eq!(studio.names(), ["mine.loss.csv", "mine.safetensors"]);
+    assert_eq!(studio.names(), ["mine.loss.csv", "mine.loss.png", "mine.safetensors"]);
     assert_eq!(logged(&studio), (1..=48).collect::<Vec<_>>());
     assert_eq!(studio.read("mine.safetensors"), uninterrupted());
 }
@@ -101,6 +101,86 @@ fn a_run_that_was_killed_resumes_from_its_checkpoint_to_the_same_bytes() {
     assert_eq!(run.events()[0]["step"], 26);
     assert_eq!(logged(&studio), (1..=48).collect::<Vec<_>>());
     assert_eq!(studio.read("mine.safetensors"), uninterrupted());
+}
+
+/// Everything a lesson can have at once.
+const OPTIONS: [&str; 20] = [
+    "--lr",
+    "0.004,5=0.001",
+    "--learn-stages",
+    "1..5",
+    "--vectors-per-stage",
+    "2",
+    "--accumulate",
+    "2",
+    "--min-snr",
+    "5",
+    "--early-stop",
+    "9",
+    "--validate-every",
+    "10",
+    "--validate-prompt",
+    "a boat",
+    "--validate-image",
+    PHOTO,
+    "--steps",
+    "48",
+];
+
+#[test]
+fn with_all_options_a_killed_run_resumes_to_the_same_bytes_and_leaves_pictures_and_curves() {
+    let base = with(&LEARN, &OPTIONS);
+    let whole = Studio::new();
+    let run = whole.done(&with(&base, &["--out", "mine.safetensors"]));
+    let validated: Vec<_> = run.events().into_iter().filter(|e| e["validation"].is_f64()).collect();
+    assert_eq!(validated.iter().map(|e| e["step"].as_u64().unwrap()).collect::<Vec<_>>(), [10, 20, 30, 40]);
+    assert!(validated[3]["stages"][0].is_null() && validated[3]["stages"][3].is_f64(), "{validated:?}");
+    let sheets = [10, 20, 30, 40].map(|step| format!("mine.validation/step00{step}.png"));
+    let names = ["mine.loss.csv", "mine.loss.png", "mine.safetensors"].map(str::to_owned);
+    let names = [&names[..], &sheets[..], &["mine.validation.csv".to_owned()]].concat();
+    assert_eq!(whole.names(), names);
+    let sheet = image::open(whole.path("mine.validation/step0010.png")).unwrap();
+    assert!(sheet.width() > 2 * 64 && sheet.height() > 64, "two pictures and their labels");
+    assert_ne!(whole.read("mine.validation/step0010.png"), whole.read("mine.validation/step0040.png"));
+    let style = Style::open(whole.path("mine.safetensors")).unwrap();
+    assert_eq!((style.vectors_per_stage, style.stages(), style.width()), (2, 6, 32));
+
+    let studio = Studio::new();
+    let base = with(&base, &["--out", "mine.safetensors"]);
+    let mut run = Watched::start(studio.command(PROGRAM, &base));
+    run.wait_for("\"step\":26,");
+    run.signal("-KILL");
+    run.end();
+    let run = studio.done(&with(&base, &["--resume"]));
+    assert_eq!(run.events()[0]["step"], 26);
+    assert_eq!(studio.read("mine.safetensors"), whole.read("mine.safetensors"));
+    let without_seconds = |studio: &Studio, file: &str| -> Vec<String> {
+        let text = String::from_utf8(studio.read(file)).unwrap();
+        text.lines().map(|line| line.rsplit_once(',').unwrap().0.to_owned()).collect()
+    };
+    for file in ["mine.loss.csv", "mine.validation.csv"] {
+        assert_eq!(without_seconds(&studio, file), without_seconds(&whole, file), "{file}");
+    }
+    for sheet in sheets {
+        assert_eq!(studio.read(&sheet), whole.read(&sheet), "{sheet}");
+    }
+    // the style of several vectors paints, and can be mixed
+    let paint = ["paint", "--bundle", TINY, "--steps", "2", "--style", "mine.safetensors", "--out", "a.png"];
+    studio.done(&paint);
+    studio.done(&[
+        "mix",
+        "--stage",
+        "5..1=mine.safetensors",
+        "--stage",
+        "0=off",
+        "--bundle",
+        TINY,
+        "--out",
+        "b.safetensors",
+    ]);
+    let mixed = Style::open(studio.path("b.safetensors")).unwrap();
+    assert_eq!((mixed.vectors_per_stage, &mixed.vectors[1..]), (2, &style.vectors[1..]));
+    assert_eq!(mixed.vectors[0], style.vectors[0], "stage 0 did not learn");
 }
 
 #[test]
@@ -166,6 +246,14 @@ fn what_cannot_be_resumed_or_taught_is_refused() {
         (&["--lr", "0"][..], "learning rate must be a positive number"),
         (&["--lr", "NaN"], "learning rate must be a positive number"),
         (&["--stages", "0"], "number of stages"),
+        (&["--lr", "5..3=0.001"], "stage 0 has no learning rate"),
+        (&["--lr", "7=0.001,0.1"], "stage 7, of 0 to 5"),
+        (&["--lr", "fast"], "write it like 0.002"),
+        (&["--learn-stages", "4..9"], "stage 9 is to learn"),
+        (&["--vectors-per-stage", "0"], "1 to 75"),
+        (&["--accumulate", "0"], "at least 1"),
+        (&["--min-snr", "0"], "such as 5"),
+        (&["--validate-prompt", "a {house}"], "names a style"),
         (&["--steps", "0"], "at least 1"),
         (&["--init", "watercolourishness"], "where one is needed"),
         (&["--name", "{}"], "no name for a style"),

@@ -55,6 +55,49 @@ fn a_style_is_shown_with_and_without_its_model() {
 }
 
 #[test]
+fn a_style_goes_to_other_programs_and_comes_back() {
+    let studio = Studio::new();
+    let style = learned().to_str().unwrap();
+    let own = Style::open(learned()).unwrap();
+    let convert = ["styles", "convert", style, "--bundle", TINY];
+    for (form, file) in [
+        ("dreamstyler-bin", "all.bin"),
+        ("safetensors", "all.safetensors"),
+        ("a1111-pt", "one.pt"),
+        ("diffusers", "one.safetensors"),
+        ("diffusers-bin", "one.bin"),
+        ("png-card", "one.png"),
+    ] {
+        let stage: &[&str] = if file.starts_with("one") { &["--stage", "2"] } else { &[] };
+        studio.done(&with(&with(&convert, &["--to", form, "--out", file]), stage)).says(&["wrote"]);
+        let read = Style::open(studio.path(file)).unwrap();
+        let wanted = if stage.is_empty() { &own.vectors[..] } else { &own.vectors[2..3] };
+        assert_eq!((&read.vectors[..], read.token.as_str()), (wanted, "mine"), "{form}");
+        studio.done(&["paint", "--bundle", TINY, "--steps", "1", "--style", file, "--out", "a.png"]);
+    }
+    let card = ["--to", "png-card", "--stage", "0", "--image", PHOTO, "--name", "<hills>", "--out", "card.png"];
+    studio.done(&with(&convert, &card));
+    assert_eq!(Style::open(studio.path("card.png")).unwrap().token, "<hills>");
+    let shown = studio.done(&["styles", "show", "card.png", "--bundle", TINY, "--json"]).json();
+    assert_eq!((&shown["token"], &shown["stages"]), (&"<hills>".into(), &1.into()));
+
+    for (more, words) in [
+        (&["--to", "a1111-pt", "--out", "a.pt"][..], "6 stages"),
+        (&["--to", "a1111-pt", "--stage", "6", "--out", "a.pt"], "stages 0 to 5"),
+        (&["--to", "a1111-pt", "--stage", "1", "--out", "a.bin"], "called .pt"),
+        (&["--to", "onnx", "--out", "a.onnx"], "choose one of safetensors"),
+        (&["--to", "safetensors", "--image", PHOTO, "--out", "a.safetensors"], "has none"),
+        (&["--to", "safetensors", "--name", "{}", "--out", "a.safetensors"], "no name for a style"),
+    ] {
+        studio.refuses(&with(&convert, more), 2, &[words]);
+    }
+    // a picture that is no card is to be learned from
+    studio.done(&["paint", "--bundle", TINY, "--steps", "1", "--prompt", "a boat", "--out", "boat.png"]);
+    let paint = ["paint", "--bundle", TINY, "--style", "boat.png", "--out", "b.png"];
+    studio.refuses(&paint, 1, &["boat.png", "learn its style first", "pleinair learn --image"]);
+}
+
+#[test]
 fn stages_are_mixed_and_switched_off() {
     let studio = Studio::new();
     std::fs::copy(learned(), studio.path("a.safetensors")).unwrap();

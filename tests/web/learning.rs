@@ -13,15 +13,27 @@ async fn a_style_is_learned_named_used_mixed_and_deleted() {
         ("steps", "3"),
         ("batch", "1"),
         ("seed", "5"),
+        ("stage_lr", "1=0.001,0.004"),
+        ("learn_stages", "0..1"),
+        ("accumulate", "2"),
+        ("min_snr", "5"),
+        ("validate_prompts", "a boat"),
+        ("validate_every", "2"),
+        ("early_stop", "9"),
     ];
-    let answer = house.form("/api/v1/styles", &fields, &[("image", png(40, 40))]).await;
+    let pictures = [("image", png(40, 40)), ("validate_image", png(40, 40))];
+    let answer = house.form("/api/v1/styles", &fields, &pictures).await;
     assert_eq!(answer.status, 202, "{answer:?}");
     let id = answer.json()["id"].as_str().unwrap().to_owned();
     let mut steps = vec![];
     loop {
         let (name, data) = events.next().await.unwrap();
         match name.as_str() {
-            "learning" => steps.push(data["step"].as_u64().unwrap()),
+            "learning" => {
+                assert_eq!(data["stages"].as_array().unwrap().len(), 2, "{data}");
+                assert_eq!(data["validation"].is_f64(), data["step"] == 2, "{data}");
+                steps.push(data["step"].as_u64().unwrap());
+            }
             "finished" if data["id"] == id.as_str() => break,
             "failed" | "cancelled" => panic!("{data}"),
             _ => {}
@@ -35,6 +47,16 @@ async fn a_style_is_learned_named_used_mixed_and_deleted() {
     let csv = house.get(&format!("/api/v1/styles/{id}/losses.csv")).await.fine();
     assert!(csv.body.starts_with(b"step,t_stage,loss,smoothed_loss\n"), "{csv:?}");
     house.get(&format!("/api/v1/styles/{id}/picture.jpg")).await.fine();
+    for (picture, wide) in [("losses.png", 1280), ("validation.png", 128)] {
+        let png = house.get(&format!("/api/v1/styles/{id}/{picture}")).await.fine();
+        assert!(image::load_from_memory(&png.body).unwrap().width() >= wide, "{picture}");
+    }
+    let wrong = [("learn_stages", "7"), ("vectors_per_stage", "0"), ("stage_lr", "fast"), ("validate_prompts", "{")];
+    for (field, value) in wrong {
+        let fields = [("name", "x"), ("steps", "1"), (field, value)];
+        let answer = house.form("/api/v1/styles", &fields, &[("image", png(40, 40))]).await;
+        assert!(answer.status == 422 || answer.status == 400, "{field}: {answer:?}");
+    }
 
     let change = json!({"name": "grande dune", "kept": true, "license": "CC0-1.0"});
     let changed = house.send(Method::PATCH, &format!("/api/v1/styles/{id}"), change).await.fine().json();
@@ -49,6 +71,13 @@ async fn a_style_is_learned_named_used_mixed_and_deleted() {
     assert!(file.header("content-disposition").contains("grande_dune.safetensors"), "{file:?}");
     let brought = house.form("/api/v1/styles", &[("name", "brought")], &[("style", file.body.to_vec())]).await;
     assert_eq!((brought.status.as_u16(), &brought.json()["source"]), (201, &json!("file")));
+    for foreign in ["a1111-old.pt", "card.png", "dreamstyler.bin"] {
+        let bytes = std::fs::read(format!("{}/tests/fixtures/styles/{foreign}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let brought = house.form("/api/v1/styles", &[("name", foreign)], &[("style", bytes)]).await;
+        assert_eq!(brought.status, 201, "{foreign}: {brought:?}");
+        let gone = house.delete(&format!("/api/v1/styles/{}", brought.json()["id"].as_str().unwrap())).await;
+        assert_eq!(gone.status, 204);
+    }
     let mixed =
         house.post("/api/v1/styles/mix", json!({"name": "both", "rules": ["1=brought", format!("0={id}")]})).await;
     assert_eq!((mixed.status.as_u16(), &mixed.json()["source"]), (201, &json!("mix")), "{mixed:?}");

@@ -57,6 +57,8 @@ async fn each_role_may_do_what_it_may() {
         ("POST", "/api/v1/styles/{id}/mix", Role::Admin),
         ("GET", "/api/v1/styles/{id}/losses", Role::Admin),
         ("GET", "/api/v1/styles/{id}/losses.csv", Role::Admin),
+        ("GET", "/api/v1/styles/{id}/losses.png", Role::Admin),
+        ("GET", "/api/v1/styles/{id}/validation.png", Role::Admin),
         ("POST", "/api/v1/captions", Role::Admin),
         ("GET", "/api/v1/status", Role::Admin),
         ("GET", "/api/v1/log", Role::Admin),

@@ -9,7 +9,7 @@ use pleinair::painter::StyleChoice;
 use pleinair::prompt::Template;
 use pleinair::sampler::TorchRng;
 use pleinair::style::Style;
-use pleinair::train::{Batch, Files, Lesson, Prompts, Studies, Study, gradient, learn, validation};
+use pleinair::train::{Batch, Files, Lesson, Options, Prompts, Studies, Study, gradient, learn, validation};
 use pleinair_quantize::distortion::Distortion;
 use pleinair_quantize::trial;
 
@@ -23,10 +23,11 @@ pub fn lesson() -> Lesson {
         stages: 6,
         steps: 3,
         batch: 2,
-        lr: 0.01,
+        lr: 0.01.into(),
         init: "painting".into(),
         seed: 0,
         license: String::new(),
+        options: Options::default(),
     }
 }
 
@@ -119,7 +120,7 @@ fn compare_lessons(model: &Path, lesson: &Lesson, paintings_agree: f64) {
 /// One vector for all stages is seen by every sample, so that it learns in a few steps.
 #[test]
 fn a_style_learned_through_int8_is_as_good_and_both_models_paint_with_it() {
-    let lesson = Lesson { steps: 60, stages: 1, lr: 0.02, init: "boat".into(), ..lesson() };
+    let lesson = Lesson { steps: 60, stages: 1, lr: 0.02.into(), init: "boat".into(), ..lesson() };
     compare_lessons(&tiny(), &lesson, 40.0);
 }
 

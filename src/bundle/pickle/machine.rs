@@ -15,6 +15,9 @@ const LONGEST_NAME: usize = 128;
 /// Dimensions of a tensor.
 const HIGHEST_RANK: usize = 16;
 
+/// torch's dictionary of parameters, in which the first program of textual inversions saved them.
+const PARAMETERS: &str = "torch.nn.modules.container.ParameterDict";
+
 /// A value by its place in [`Program::nodes`].
 pub(super) type Id = u32;
 
@@ -68,12 +71,20 @@ pub(super) struct Program {
 /// # Errors
 /// What is wrong with it and at which byte; never panics, whatever the bytes.
 pub(super) fn run(bytes: &[u8]) -> Result<Program, String> {
+    run_first(bytes).map(|(program, _)| program)
+}
+
+/// Runs the first of several pickles that follow each other; says how many bytes it has.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn run_first(bytes: &[u8]) -> Result<(Program, usize), String> {
     let mut machine = Machine { bytes, at: 0, nodes: vec![], stack: vec![], marks: vec![], memo: HashMap::new() };
     for _ in 0..MOST_OPCODES {
         let at = machine.at;
         let step = machine.u8().and_then(|opcode| machine.step(opcode));
         match step.map_err(|what| format!("{what} at byte {at} of its pickle"))? {
-            Some(root) => return Ok(Program { nodes: machine.nodes, root }),
+            Some(root) => return Ok((Program { nodes: machine.nodes, root }, machine.at)),
             None if machine.stack.len() > DEEPEST_STACK => {
                 return Err(format!("more than {DEEPEST_STACK} values on the stack at byte {at} of its pickle"));
             }
@@ -111,7 +122,7 @@ impl<'a> Machine<'a> {
             b'a' | b'e' | b's' | b'u' | 0x90 => self.fill(opcode)?,
             b'c' | 0x93 => self.global(opcode)?,
             b'R' | 0x81 | 0x92 => self.call(opcode)?,
-            b'b' => drop(self.pop()?), // BUILD: an object's state; dictionaries keep theirs in their items
+            b'b' => self.build()?,      // BUILD
             b'Q' => self.persistent()?, // BINPERSID
             _ => return Err(format!("the opcode {opcode:#04x}, which torch does not write,")),
         }
@@ -261,6 +272,22 @@ impl<'a> Machine<'a> {
         self.push(node)
     }
 
+    /// An object's state. Dictionaries keep theirs in their items; of others only torch's dictionary of parameters is
+    /// known, whose parameters are in its state.
+    fn build(&mut self) -> Result<(), String> {
+        let (state, object) = (self.pop()?, self.top()?);
+        let is_parameters = matches!(self.node(object), Node::Unknown(class) if &**class == PARAMETERS);
+        if let (true, Node::Dict(items)) = (is_parameters, self.node(state)) {
+            let named = |&&(key, _): &&(Id, Id)| matches!(self.node(key), Node::Str(key) if &**key == "_parameters");
+            if let Some(&(_, parameters)) = items.iter().find(named)
+                && let Node::Dict(parameters) = self.node(parameters)
+            {
+                self.nodes[object as usize] = Node::Dict(parameters.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// `(storage, offset, shape, strides, ...)`
     fn tensor(&self, arguments: &[Id]) -> Result<Node, String> {
         let damaged = || "a tensor with damaged arguments".to_string();
@@ -293,12 +320,21 @@ impl<'a> Machine<'a> {
         let reference = self.pop()?;
         let Node::Tuple(parts) = self.node(reference) else { return Err("a reference that is no storage".into()) };
         let &[kind, class, key, ..] = parts.as_slice() else { return Err("a reference that is no storage".into()) };
+        // torch before 1.0 had storages within storages
+        if let Some(Node::Tuple(_)) = parts.get(5).map(|&id| self.node(id)) {
+            return Err("a storage within another one".into());
+        }
         let node = match [kind, class, key].map(|id| self.node(id)) {
             [Node::Str(kind), Node::Global(class), Node::Str(key)] if &**kind == "storage" => {
                 if key.len() > LONGEST_NAME {
                     return Err("a storage with an endless name".into());
                 }
                 Node::Storage(Storage { key: key.clone(), dtype: storage_dtype(class) })
+            }
+            // the old form refers to classes of modules so, with their source
+            [Node::Str(kind), Node::Global(_), Node::Str(_)] if &**kind == "module" => {
+                self.stack.push(class);
+                return Ok(());
             }
             _ => return Err("a reference that is no storage".into()),
         };

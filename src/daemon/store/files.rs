@@ -47,16 +47,23 @@ pub enum StyleFile {
     Picture,
     /// The losses of the lesson it was learned in, CSV.
     Losses,
+    /// The same as a picture, PNG.
+    Curve,
+    /// The last pictures that the lesson was validated with, PNG.
+    Validation,
 }
 
 impl StyleFile {
-    const ALL: [StyleFile; 3] = [StyleFile::Vectors, StyleFile::Picture, StyleFile::Losses];
+    const ALL: [StyleFile; 5] =
+        [StyleFile::Vectors, StyleFile::Picture, StyleFile::Losses, StyleFile::Curve, StyleFile::Validation];
 
     fn ending(self) -> &'static str {
         match self {
             StyleFile::Vectors => ".safetensors",
             StyleFile::Picture => ".jpg",
             StyleFile::Losses => ".loss.csv",
+            StyleFile::Curve => ".loss.png",
+            StyleFile::Validation => ".validation.png",
         }
     }
 }

@@ -146,6 +146,7 @@ fn small_style() -> Style {
     Style {
         token: "gogh".into(),
         vectors: vec![vec![0.5, -1.0], vec![0.25, 2.0]],
+        vectors_per_stage: 1,
         base: "ab".repeat(32),
         context: vec!["A {}".into(), "B".into()],
         steps: Some(500),

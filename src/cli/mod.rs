@@ -1,6 +1,7 @@
 //! The command line: arguments to calls, one file a subcommand.
 
 mod bench;
+mod caption;
 mod doctor;
 mod grid;
 mod interrupt;
@@ -43,6 +44,8 @@ enum Command {
     Grid(Box<grid::Arguments>),
     /// Learn a style from one picture or a few
     Learn(Box<learn::Arguments>),
+    /// Propose the context of a lesson: what a picture shows besides its style
+    Caption(caption::Arguments),
     /// Put a style together from stages of others
     Mix(mix::Arguments),
     /// Show learned styles, and write them as other programs read them
@@ -65,6 +68,7 @@ pub(super) fn run() -> Result<()> {
         Command::Paint(arguments) => paint::run(&arguments, &place, &progress, &Interrupt::listen()?),
         Command::Grid(arguments) => grid::run(&arguments, &place, &progress, &Interrupt::listen()?),
         Command::Learn(arguments) => learn::run(&arguments, &place, &progress, &Interrupt::listen()?),
+        Command::Caption(arguments) => caption::run(&arguments),
         Command::Mix(arguments) => mix::run(&arguments, &progress),
         Command::Styles(arguments) => styles::run(&arguments, &progress),
         Command::Serve(arguments) => serve::run(&arguments, &place),

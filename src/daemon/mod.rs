@@ -26,6 +26,7 @@ use crate::canvas::Canvas;
 use crate::config::Config;
 use crate::painter::{Habits, Order, Painter, Pictures};
 use crate::sampler::Plan;
+use crate::side::captioner;
 use crate::style::Style;
 use crate::{Error, Result};
 use job::{Event, Id, Job, Kind, LearningWish, LossPoint, Origin, Painting, PaintingWish, State, Ticket};
@@ -75,6 +76,8 @@ struct Inner {
     viewfinder: Viewfinder,
     looking: Mutex<cameras::Looking>,
     metrics: Metrics,
+    /// Held by whoever uses the captioner.
+    looking_at: Mutex<()>,
     started: Instant,
     stop: AtomicBool,
     /// What the painter is at.
@@ -167,6 +170,7 @@ impl Daemon {
             viewfinder: Viewfinder::default(),
             looking,
             metrics: Metrics::new(),
+            looking_at: Mutex::default(),
             started: Instant::now(),
             stop: AtomicBool::new(false),
             desk: Mutex::default(),
@@ -456,6 +460,21 @@ impl Daemon {
         }
         request.template()?; // before styles are looked for
         request.order(&self.0.painter, self.choices(wish)?, pictures, self.0.habits)
+    }
+
+    /// Whether the model can say what a picture shows.
+    pub fn has_captioner(&self) -> bool {
+        captioner::is_in(self.bundle().folder())
+    }
+
+    /// What a picture shows; nothing while it looks at another one. The captioner is in memory only meanwhile.
+    ///
+    /// # Errors
+    /// As [`captioner::Captioner::open`].
+    pub fn caption(&self, frame: &Frame) -> Result<Option<String>> {
+        let Ok(_alone) = self.0.looking_at.try_lock() else { return Ok(None) };
+        let mut captioner = captioner::Captioner::open(&self.bundle().folder().join(captioner::FOLDER))?;
+        captioner.caption(frame).map(Some)
     }
 
     fn store(&self) -> &Store {

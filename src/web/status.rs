@@ -152,7 +152,7 @@ pub(super) async fn kiosk(State(site): State<Site>, Extension(Caller(role)): Ext
         camera: site.daemon().has_camera(),
         camera_source: site.daemon().camera().1,
         printer: !kiosk.print.is_empty(),
-        captioner: false,
+        captioner: site.daemon().has_captioner(),
         public_url: site.access().public_url().map(str::to_owned),
         role: role.unwrap_or(Role::Gallery),
         tokens: site.access().required(),

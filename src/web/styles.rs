@@ -7,6 +7,7 @@ use super::guard::Caller;
 use super::paintings::{id, read_fields};
 use super::upload::{Form, picture as decoded};
 use crate::daemon::job::{LearningWish, LossPoint, Origin, StyleChange, StyleEntry, StyleSource, Ticket};
+use crate::side::content::context;
 use crate::style::Style;
 use axum::Extension;
 use axum::extract::{Path, Request, State};
@@ -328,22 +329,37 @@ async fn points(site: &Site, text: &str) -> Result<Vec<LossPoint>, Problem> {
 /// What a picture shows.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Caption {
-    /// In a few words.
+    /// A context for a lesson, without words for style, with `{}` where the style goes.
     caption: String,
+    /// The captioner's own words.
+    raw: String,
 }
 
-/// Says what a picture shows; not with a model that has no captioner.
+/// Says what a picture shows, one picture after the other; not with a model that has no captioner.
 #[utoipa::path(
     post, path = "/api/v1/captions", tag = "styles",
     request_body(content = StyleForm, content_type = "multipart/form-data"),
     responses(
         (status = 200, body = Caption),
+        (status = 400, body = Fault), (status = 413, body = Fault), (status = 415, body = Fault),
         (status = 501, description = "The model has no captioner", body = Fault),
+        (status = 503, description = "It looks at another picture", body = Fault),
     )
 )]
-pub(super) async fn caption() -> Problem {
-    let error = "this model has no captioner; describe the picture yourself, as in \"a painting of a garden\"";
-    Problem::new(StatusCode::NOT_IMPLEMENTED, error)
+pub(super) async fn caption(State(site): State<Site>, request: Request) -> Result<Json<Caption>, Problem> {
+    if !site.daemon().has_captioner() {
+        let error = "this model has no captioner; describe the picture yourself, as in \"a painting of a garden\"";
+        return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, error));
+    }
+    let form = Form::read(request).await?;
+    site.ask(move |site| {
+        let bytes = form.files("image").next().ok_or_else(|| Problem::bad("there is no picture: give image"))?;
+        let frame = decoded(bytes, site.daemon().config().security.megapixels)?;
+        let busy = || Problem::later(StatusCode::SERVICE_UNAVAILABLE, "the captioner looks at another picture", 2);
+        let raw = site.daemon().caption(&frame)?.ok_or_else(busy)?;
+        Ok(Json(Caption { caption: context(&raw), raw }))
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ done
 "$python" $scripts/soft_edges.py
 "$python" $scripts/resize.py
 "$python" $scripts/controls.py
+"$python" $scripts/blip.py
 "$python" $scripts/multi_control.py $tiny $fixtures/tiny-sd15-controls.safetensors
 for script in checkpoints ldm_names single_file loras clip_tokens; do
     "$python" $scripts/$script.py

@@ -1,0 +1,254 @@
+//! What a picture shows, in a few words: BLIP (arXiv 2201.12086) through `candle-transformers`, from a folder as
+//! transformers saves it.
+//!
+//! Greedy, as transformers' `BlipForConditionalGeneration.generate` does by default; `tests/reference/blip.py` made what the
+//! tests compare with.
+
+use crate::bundle::pickle::Checkpoint;
+use crate::camera::{Filter, Frame};
+use crate::{Error, Result};
+use candle_core::{D, DType, Device, Module, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::blip::{BlipForConditionalGeneration, Config};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use tokenizers::Tokenizer;
+use tokenizers::decoders::wordpiece::WordPiece as Joined;
+use tokenizers::models::wordpiece::WordPiece;
+
+/// The folder in a model's.
+pub const FOLDER: &str = "captioner";
+/// As transformers' generation has it where nothing is said.
+const MOST_TOKENS: usize = 20;
+/// Special tokens of BERT's vocabularies; BLIP's first token follows them.
+const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+/// CLIP's statistics of the world's pictures, which BLIP took over.
+const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
+const STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+/// A BLIP, in memory until it is dropped.
+pub struct Captioner {
+    folder: PathBuf,
+    blip: BlipForConditionalGeneration,
+    tokenizer: Tokenizer,
+    side: usize,
+    mean: [f32; 3],
+    std: [f32; 3],
+    first: u32,
+    last: u32,
+    longest: usize,
+}
+
+impl fmt::Debug for Captioner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Captioner({})", self.folder.display())
+    }
+}
+
+/// Whether a model's folder has a captioner.
+pub fn is_in(model: &Path) -> bool {
+    model.join(FOLDER).join("config.json").is_file()
+}
+
+impl Captioner {
+    /// Loads one from `config.json`, `preprocessor_config.json`, `model.safetensors` or `pytorch_model.bin`, and
+    /// `tokenizer.json` or `vocab.txt`. Numbers that the configuration leaves out are those of transformers.
+    ///
+    /// # Errors
+    /// [`Error::File`] when a file is missing, damaged or of another network; [`Error::NotFinite`] for weights that are not
+    /// finite.
+    pub fn open(folder: &Path) -> Result<Captioner> {
+        let settings = read(&folder.join("config.json"))?;
+        let network =
+            |fault: &dyn fmt::Display| Error::file(&folder.join("config.json"), format!("is no BLIP's: {fault}"));
+        let config = config(&settings).map_err(|fault| network(&fault))?;
+        let (text, vision) = (&config.text_config, &config.vision_config);
+        let heads = [(text.hidden_size, text.num_attention_heads), (vision.hidden_size, vision.num_attention_heads)];
+        if heads.iter().any(|(size, heads)| *heads == 0 || size % heads != 0) || vision.patch_size == 0 {
+            return Err(network(&"its heads do not share the width evenly"));
+        }
+        let weights = weights(folder)?;
+        let blip =
+            BlipForConditionalGeneration::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu));
+        let blip = blip.map_err(|fault| Error::file(folder, format!("the captioner's weights do not fit: {fault}")))?;
+        let shown = folder.join("preprocessor_config.json");
+        let shown = if shown.is_file() { read(&shown)? } else { json!({}) };
+        let own = |name: &str, usual: [f32; 3]| {
+            shown.get(name).and_then(|list| serde_json::from_value(list.clone()).ok()).unwrap_or(usual)
+        };
+        let token = |name: &str, usual: u32| {
+            settings["text_config"].get(name).and_then(Value::as_u64).map_or(usual, |id| id as u32)
+        };
+        Ok(Captioner {
+            tokenizer: tokenizer(folder)?,
+            side: vision.image_size,
+            mean: own("image_mean", MEAN),
+            std: own("image_std", STD),
+            first: token("bos_token_id", 30522),
+            last: token("sep_token_id", 102),
+            longest: MOST_TOKENS.min(text.max_position_embeddings.saturating_sub(1)),
+            folder: folder.to_path_buf(),
+            blip,
+        })
+    }
+
+    /// What the picture shows, in the network's own words.
+    ///
+    /// # Errors
+    /// If the network does not run, or answers with what is no number.
+    pub fn caption(&mut self, frame: &Frame) -> Result<String> {
+        let tokens = self.tokens(&self.pixels(frame)?)?;
+        self.text(&tokens)
+    }
+
+    /// What the network is shown: `[1, 3, S, S]`, resized with a cubic, whatever the picture's shape.
+    ///
+    /// # Errors
+    /// None that a frame could cause.
+    pub fn pixels(&self, frame: &Frame) -> Result<Tensor> {
+        let small = frame.resize_with(Filter::Bicubic, self.side, self.side)?;
+        let plane = self.side * self.side;
+        let mut planes = vec![0f32; 3 * plane];
+        for (i, pixel) in small.rgb().chunks_exact(3).enumerate() {
+            for c in 0..3 {
+                planes[c * plane + i] = (f32::from(pixel[c]) / 255.0 - self.mean[c]) / self.std[c];
+            }
+        }
+        Ok(Tensor::from_vec(planes, (1, 3, self.side, self.side), &Device::Cpu)?)
+    }
+
+    /// The vision side's answer `[1, N, D]` to `pixels: [1, 3, S, S]`.
+    ///
+    /// # Errors
+    /// If the network does not run.
+    pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
+        Ok(self.blip.vision_model().forward(pixels)?)
+    }
+
+    /// The text side's answers `[L, V]` to `tokens`, each with those before it in sight.
+    ///
+    /// # Errors
+    /// If the network does not run.
+    pub fn logits(&mut self, features: &Tensor, tokens: &[u32]) -> Result<Tensor> {
+        self.blip.reset_kv_cache();
+        let tokens = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
+        Ok(self.blip.text_decoder().forward(&tokens, features)?.squeeze(0)?)
+    }
+
+    /// The likeliest token after those before, from the first to the last, or to the twentieth.
+    ///
+    /// # Errors
+    /// If the network does not run, or answers with what is no number.
+    pub fn tokens(&mut self, pixels: &Tensor) -> Result<Vec<u32>> {
+        let features = self.features(pixels)?;
+        self.blip.reset_kv_cache();
+        let mut tokens = vec![self.first];
+        while tokens.len() <= self.longest && tokens.last() != Some(&self.last) {
+            let newest = Tensor::new(&tokens[tokens.len() - 1..], &Device::Cpu)?.unsqueeze(0)?;
+            let answer = self.blip.text_decoder().forward(&newest, &features)?;
+            let logits = answer.squeeze(0)?.get(0)?;
+            if !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
+                let remedy = "the captioner is damaged; bring it in again".to_owned();
+                return Err(Error::NotFinite { what: "a word's likelihood".into(), remedy });
+            }
+            tokens.push(logits.argmax(D::Minus1)?.to_scalar()?);
+        }
+        Ok(tokens)
+    }
+
+    /// The words of `tokens`, without special ones.
+    ///
+    /// # Errors
+    /// None for tokens of the vocabulary.
+    pub fn text(&self, tokens: &[u32]) -> Result<String> {
+        let words: Vec<u32> = tokens.iter().copied().filter(|token| *token != self.first).collect();
+        let fault = |fault| Error::file(&self.folder, format!("the tokenizer does not know its words: {fault}"));
+        Ok(self.tokenizer.decode(&words, true).map_err(fault)?)
+    }
+}
+
+fn read(path: &Path) -> Result<Value> {
+    let text = std::fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&text).map_err(|fault| Error::file(path, fault.to_string()))
+}
+
+/// candle's configuration, which has no defaults, from one that may lean on transformers'.
+fn config(settings: &Value) -> serde_json::Result<Config> {
+    let with = |usual: Value, name: &str| {
+        let mut all: Map<String, Value> = usual.as_object().cloned().unwrap_or_default();
+        let given = settings.get(name).and_then(Value::as_object).into_iter().flatten();
+        all.extend(given.map(|(key, value)| (key.clone(), value.clone())));
+        all
+    };
+    let usual = json!({
+        "hidden_size": 768, "intermediate_size": 3072, "projection_dim": 512, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "image_size": 384, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+    });
+    let vision = with(usual, "vision_config");
+    let usual = json!({
+        "vocab_size": 30524, "hidden_size": 768, "intermediate_size": 3072, "projection_dim": 768,
+        "num_hidden_layers": 12, "num_attention_heads": 8, "max_position_embeddings": 512, "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+    });
+    let mut text = with(usual, "text_config");
+    text.insert("encoder_hidden_size".into(), vision["hidden_size"].clone());
+    text.insert("is_decoder".into(), true.into());
+    serde_json::from_value(json!({
+        "text_config": text, "vision_config": vision, "projection_dim": 512, "image_text_hidden_size": 256,
+    }))
+}
+
+/// Every tensor by its name; what the files leave out since it is tied, is tied here.
+fn weights(folder: &Path) -> Result<HashMap<String, Tensor>> {
+    let (modern, old) = (folder.join("model.safetensors"), folder.join("pytorch_model.bin"));
+    let mut tensors = HashMap::new();
+    if modern.is_file() || !old.is_file() {
+        let bytes = std::fs::read(&modern).map_err(Error::io(&modern))?;
+        let read = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu);
+        tensors = read.map_err(|fault| Error::file(&modern, format!("is no safetensors file: {fault}")))?;
+    } else {
+        let checkpoint = Checkpoint::open(&old)?;
+        for (name, place) in checkpoint.tensors()? {
+            // buffers that count positions are no weights
+            if name.ends_with("position_ids") {
+                continue;
+            }
+            let values = checkpoint.read_f32(&place)?;
+            tensors.insert(name, Tensor::from_vec(values, place.shape(), &Device::Cpu)?);
+        }
+    }
+    for (name, tensor) in &tensors {
+        let sum = tensor.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
+        if !sum.is_finite() {
+            let remedy = "the captioner is damaged; bring it in again".to_owned();
+            return Err(Error::NotFinite { what: format!("a weight of {name}"), remedy });
+        }
+    }
+    const HEAD: &str = "text_decoder.cls.predictions";
+    let tied = [
+        (format!("{HEAD}.decoder.weight"), "text_decoder.bert.embeddings.word_embeddings.weight".to_owned()),
+        (format!("{HEAD}.bias"), format!("{HEAD}.decoder.bias")),
+    ];
+    for (name, to) in tied {
+        if let (false, Some(tensor)) = (tensors.contains_key(&name), tensors.get(&to).cloned()) {
+            tensors.insert(name, tensor);
+        }
+    }
+    Ok(tensors)
+}
+
+fn tokenizer(folder: &Path) -> Result<Tokenizer> {
+    let (modern, old) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
+    if modern.is_file() || !old.is_file() {
+        return Tokenizer::from_file(&modern).map_err(|fault| Error::file(&modern, fault.to_string()));
+    }
+    let place = old.to_string_lossy();
+    let words = WordPiece::from_file(&place).unk_token("[UNK]".into()).build();
+    let mut tokenizer = Tokenizer::new(words.map_err(|fault| Error::file(&old, fault.to_string()))?);
+    tokenizer.with_decoder(Some(Joined::new("##".into(), true)));
+    let special = SPECIAL.map(|word| tokenizers::AddedToken::from(word, true));
+    tokenizer.add_special_tokens(special).map_err(|fault| Error::file(&old, fault.to_string()))?;
+    Ok(tokenizer)
+}

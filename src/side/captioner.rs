@@ -26,7 +26,7 @@ const MOST_TOKENS: usize = 20;
 const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
 /// CLIP's statistics of the world's pictures, which BLIP took over.
 const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
-const STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
+const STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
 
 /// A BLIP, in memory until it is dropped.
 pub struct Captioner {

@@ -476,10 +476,10 @@ fn files_that_cannot_be_read_are_named() {
         (at("pointer.safetensors", lfs), "Git LFS's pointer"),
         (at("pointer.ckpt", lfs), "Git LFS's pointer"),
         (at("page.safetensors", b"<!DOCTYPE html><html>"), "claims a header"),
-        (at("page.ckpt", b"<!DOCTYPE html><html>"), "no checkpoint in torch's zip form"),
+        (at("page.ckpt", b"<!DOCTYPE html><html>"), "no checkpoint of torch"),
         (at("empty.safetensors", b""), "too short"),
-        (at("empty.ckpt", b""), "no checkpoint in torch's zip form"),
-        (fixture("checkpoints/old-form.pt"), "torch before 1.6"),
+        (at("empty.ckpt", b""), "no checkpoint of torch"),
+        (fixture("checkpoints/old-form.pt"), "textual-inversion embedding alone"),
     ] {
         let fault = fault(&only(&path));
         assert!(fault.contains(what) && fault.contains(&*path.to_string_lossy()), "{fault}");

@@ -165,7 +165,7 @@ impl Captioner {
     pub fn text(&self, tokens: &[u32]) -> Result<String> {
         let words: Vec<u32> = tokens.iter().copied().filter(|token| *token != self.first).collect();
         let fault = |fault| Error::file(&self.folder, format!("the tokenizer does not know its words: {fault}"));
-        Ok(self.tokenizer.decode(&words, true).map_err(fault)?)
+        self.tokenizer.decode(&words, true).map_err(fault)
     }
 }
 

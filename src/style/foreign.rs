@@ -163,7 +163,7 @@ pub(super) fn style(mut tensors: Vec<Named>, facts: Facts, file: &str) -> Result
 }
 
 /// Puts tensors called `<token>-T0` … in order and says the token; none for other names.
-fn staged(tensors: &mut Vec<Named>) -> Result<Option<String>, String> {
+fn staged(tensors: &mut [Named]) -> Result<Option<String>, String> {
     let parse = |name: &str| {
         let (token, stage) = name.rsplit_once("-T")?;
         let number: usize = stage.parse().ok()?;

@@ -91,6 +91,22 @@ fn what_is_no_captioner_is_refused() {
         std::fs::write(path, text).unwrap();
     };
     assert!(broken(&narrow).to_string().contains("do not fit"));
+    for (from, to) in
+        [("\"num_hidden_layers\": 2", 1u64 << 60), ("\"image_size\": 32", 1 << 40), ("\"vocab_size\": 58", 0)]
+    {
+        let huge = |place: &Path| {
+            let path = place.join("config.json");
+            let name = from.split(':').next().unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.contains(from), "{from}");
+            std::fs::write(path, text.replace(from, &format!("{name}: {to}"))).unwrap();
+        };
+        let error = broken(&huge);
+        assert!(error.to_string().contains("sizes"), "{from}: {error}");
+    }
+    let crooked =
+        |place: &Path| std::fs::write(place.join("preprocessor_config.json"), r#"{"image_std": [1]}"#).unwrap();
+    assert!(broken(&crooked).to_string().contains("three numbers"));
     let not_finite = |place: &Path| {
         let path = place.join("model.safetensors");
         let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();

@@ -22,6 +22,10 @@ use tokenizers::models::wordpiece::WordPiece;
 pub const FOLDER: &str = "captioner";
 /// As transformers' generation has it where nothing is said.
 const MOST_TOKENS: usize = 20;
+/// No captioner is larger in any direction; a damaged configuration may say anything.
+const LARGEST: usize = 1 << 18;
+/// Nor has one more layers.
+const DEEPEST: usize = 1000;
 /// Special tokens of BERT's vocabularies; BLIP's first token follows them.
 const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
 /// CLIP's statistics of the world's pictures, which BLIP took over.
@@ -65,6 +69,22 @@ impl Captioner {
             |fault: &dyn fmt::Display| Error::file(&folder.join("config.json"), format!("is no BLIP's: {fault}"));
         let config = config(&settings).map_err(|fault| network(&fault))?;
         let (text, vision) = (&config.text_config, &config.vision_config);
+        let sizes = [
+            text.vocab_size,
+            text.hidden_size,
+            text.intermediate_size,
+            text.num_hidden_layers,
+            text.max_position_embeddings,
+            vision.hidden_size,
+            vision.intermediate_size,
+            vision.num_hidden_layers,
+            vision.image_size,
+        ];
+        if sizes.iter().any(|size| !(1..=LARGEST).contains(size))
+            || text.num_hidden_layers.max(vision.num_hidden_layers) > DEEPEST
+        {
+            return Err(network(&"its sizes are those of no network"));
+        }
         let heads = [(text.hidden_size, text.num_attention_heads), (vision.hidden_size, vision.num_attention_heads)];
         if heads.iter().any(|(size, heads)| *heads == 0 || size % heads != 0) || vision.patch_size == 0 {
             return Err(network(&"its heads do not share the width evenly"));
@@ -75,8 +95,11 @@ impl Captioner {
         let blip = blip.map_err(|fault| Error::file(folder, format!("the captioner's weights do not fit: {fault}")))?;
         let shown = folder.join("preprocessor_config.json");
         let shown = if shown.is_file() { read(&shown)? } else { json!({}) };
-        let own = |name: &str, usual: [f32; 3]| {
-            shown.get(name).and_then(|list| serde_json::from_value(list.clone()).ok()).unwrap_or(usual)
+        let own = |name: &str, usual: [f32; 3]| match shown.get(name) {
+            None => Ok(usual),
+            Some(list) => serde_json::from_value(list.clone()).map_err(|fault| {
+                Error::file(&folder.join("preprocessor_config.json"), format!("{name} is not three numbers: {fault}"))
+            }),
         };
         let token = |name: &str, usual: u32| {
             settings["text_config"].get(name).and_then(Value::as_u64).map_or(usual, |id| id as u32)
@@ -84,8 +107,8 @@ impl Captioner {
         Ok(Captioner {
             tokenizer: tokenizer(folder)?,
             side: vision.image_size,
-            mean: own("image_mean", MEAN),
-            std: own("image_std", STD),
+            mean: own("image_mean", MEAN)?,
+            std: own("image_std", STD)?,
             first: token("bos_token_id", 30522),
             last: token("sep_token_id", 102),
             longest: MOST_TOKENS.min(text.max_position_embeddings.saturating_sub(1)),

@@ -1,10 +1,9 @@
 //! One lesson: pictures from the queue become a style. Between two of its steps waiting paintings are painted.
 
-use super::Daemon;
-use super::job::{Event, Id, Kind, LearningWish, LossPoint, StyleSource};
+use super::job::{Event, Id, Kind, LearningWish, LossPoint, Origin, StyleSource, Ticket};
 use super::painting::{jpeg, within};
 use super::store::{Claim, NewStyle, StyleFile, write};
-use super::worker;
+use super::{Daemon, Refused, worker};
 use crate::camera::Frame;
 use crate::canvas::{Canvas, Metadata};
 use crate::config::Learning;
@@ -21,17 +20,18 @@ const NAME: &str = "new style";
 const CONTEXT: &str = "A painting in the style of {}";
 
 /// The file of a lesson's picture, in the job's folder.
-pub(super) fn picture_name(number: usize) -> String {
+fn picture_name(number: usize) -> String {
     format!("picture-{number}.png")
 }
 
 /// The file of a photograph to validate a lesson with, in the job's folder.
-pub(super) fn photograph_name(number: usize) -> String {
+fn photograph_name(number: usize) -> String {
     format!("photograph-{number}.png")
 }
 
-/// With the configuration's values where the wish is silent.
-pub(super) fn complete(wish: LearningWish, config: &Learning) -> LearningWish {
+/// With the configuration's values where the wish is silent; `photographs` says whether there are any to validate with.
+fn complete(wish: LearningWish, photographs: bool, config: &Learning) -> LearningWish {
+    let has_pictures = photographs || !wish.validate_prompts.is_empty();
     LearningWish {
         name: Some(wish.name.map_or(NAME.into(), |name| name.trim().to_owned())),
         contexts: if wish.contexts.is_empty() { vec![CONTEXT.into()] } else { wish.contexts },
@@ -40,9 +40,7 @@ pub(super) fn complete(wish: LearningWish, config: &Learning) -> LearningWish {
         steps: wish.steps.or(Some(config.steps)),
         batch: wish.batch.or(Some(config.batch)),
         lr: wish.lr.or(Some(config.lr)),
-        validate_every: wish
-            .validate_every
-            .or((!wish.validate_prompts.is_empty()).then_some(config.preview_every.max(1))),
+        validate_every: wish.validate_every.or(has_pictures.then_some(config.preview_every.max(1))),
         init: wish.init.or(Some(config.init.clone())),
         seed: wish.seed.or(Some(0)),
         license: wish.license.or(Some(String::new())),
@@ -54,7 +52,7 @@ pub(super) fn complete(wish: LearningWish, config: &Learning) -> LearningWish {
 ///
 /// # Errors
 /// [`Error::Usage`] for one that cannot be taught.
-pub(super) fn of(daemon: &Daemon, wish: &LearningWish, pictures: Vec<Frame>) -> Result<Lesson> {
+fn of(daemon: &Daemon, wish: &LearningWish, pictures: Vec<Frame>) -> Result<Lesson> {
     let defaults = &daemon.config().learning;
     let token = wish.name.clone().unwrap_or_else(|| NAME.into());
     super::store::check_name(&token)?;
@@ -220,23 +218,78 @@ fn keep(
     Ok(())
 }
 
-/// As [`Daemon::style_validation`]: of a lesson in progress, or of the style that came of it.
-pub(super) fn sheet(daemon: &Daemon, id: Id) -> Option<PathBuf> {
-    let files = daemon.store().files();
-    [files.job(id).join(SHEET), files.style(&id.to_string(), StyleFile::Validation)].into_iter().find(|f| f.is_file())
-}
+impl Daemon {
+    /// Orders a style to be learned from pictures.
+    ///
+    /// # Errors
+    /// As [`Daemon::order_painting`].
+    pub fn order_lesson(&self, wish: LearningWish, origin: Origin, pictures: Vec<Frame>) -> Result<Ticket, Refused> {
+        self.order_validated_lesson(wish, origin, pictures, vec![])
+    }
 
-/// As [`Daemon::loss_curve`].
-pub(super) fn curve(daemon: &Daemon, id: Id) -> Result<Option<Vec<u8>>> {
-    let store = daemon.store().files();
-    let running = self::files(&store.job(id));
-    let style = |kind| store.style(&id.to_string(), kind);
-    let (kept, losses) = (style(StyleFile::Curve), style(StyleFile::Losses));
-    match () {
-        () if running.log.is_file() => drawn(&running.log, &running.validation()).map(Some),
-        () if kept.is_file() => std::fs::read(&kept).map(Some).map_err(Error::io(&kept)),
-        () if losses.is_file() => drawn(&losses, &running.validation()).map(Some),
-        () => Ok(None),
+    /// As [`Daemon::order_lesson`], with photographs that the unfinished style is tried on.
+    ///
+    /// # Errors
+    /// As [`Daemon::order_painting`].
+    pub fn order_validated_lesson(
+        &self,
+        wish: LearningWish,
+        origin: Origin,
+        pictures: Vec<Frame>,
+        photographs: Vec<Frame>,
+    ) -> Result<Ticket, Refused> {
+        let id = Id::now();
+        let config = &self.config().learning;
+        let (largest, most) = (pictures.len().max(photographs.len()), config.most_pictures);
+        if largest > most {
+            let what = format!("{largest} pictures are too many for one lesson; give at most {most}");
+            return Err(Error::Usage(what).into());
+        }
+        let wish = complete(wish, !photographs.is_empty(), config);
+        of(self, &wish, pictures.clone())?;
+        let folder = self.store().files().job(id);
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        for (frames, name) in [(pictures, picture_name as fn(usize) -> String), (photographs, photograph_name)] {
+            for (number, frame) in frames.into_iter().enumerate() {
+                Canvas::from(frame).save(folder.join(name(number)), &Metadata::default())?;
+            }
+        }
+        self.enqueue(id, Kind::Learning, origin, &wish, self.config().queue.lessons)
+    }
+
+    /// The file of the latest pictures that a lesson was validated with, in progress or over, where it was.
+    pub fn style_validation(&self, id: Id) -> Option<PathBuf> {
+        let files = self.store().files();
+        let kept = files.style(&id.to_string(), StyleFile::Validation);
+        [files.job(id).join(SHEET), kept].into_iter().find(|sheet| sheet.is_file())
+    }
+
+    /// A lesson's losses so far; none for what is no lesson, or one that is long over.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn losses(&self, id: Id) -> Result<Option<Vec<LossPoint>>> {
+        let store = self.store().files();
+        let places = [files(&store.job(id)).log, store.style(&id.to_string(), StyleFile::Losses)];
+        let Some(log) = places.iter().find(|place| place.is_file()) else { return Ok(None) };
+        let mut reader = csv::Reader::from_path(log).map_err(|fault| Error::file(log, fault.to_string()))?;
+        // the last line may be in the middle of being written
+        Ok(Some(reader.deserialize().map_while(|row| row.ok()).collect()))
+    }
+
+    /// A lesson's loss curve so far as PNG; none as for [`Daemon::losses`].
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn loss_curve(&self, id: Id) -> Result<Option<Vec<u8>>> {
+        let store = self.store().files();
+        let running = files(&store.job(id));
+        let kept = store.style(&id.to_string(), StyleFile::Curve);
+        match () {
+            () if running.log.is_file() => drawn(&running.log, &running.validation()).map(Some),
+            () if kept.is_file() => std::fs::read(&kept).map(Some).map_err(Error::io(&kept)),
+            () => Ok(None),
+        }
     }
 }
 
@@ -245,14 +298,4 @@ fn drawn(log: &Path, validation: &Path) -> Result<Vec<u8>> {
     let canvas = Canvas::from(train::curve(log, validation)?);
     canvas.write_png(&Metadata::default(), &mut png).map_err(Error::io(log))?;
     Ok(png)
-}
-
-/// As [`Daemon::losses`]: of a lesson in progress, or of the style that came of it.
-pub(super) fn losses(daemon: &Daemon, id: Id) -> Result<Option<Vec<LossPoint>>> {
-    let files = daemon.store().files();
-    let places: [PathBuf; 2] = [self::files(&files.job(id)).log, files.style(&id.to_string(), StyleFile::Losses)];
-    let Some(log) = places.iter().find(|place| place.is_file()) else { return Ok(None) };
-    let mut reader = csv::Reader::from_path(log).map_err(|fault| Error::file(log, fault.to_string()))?;
-    // the last line may be in the middle of being written
-    Ok(Some(reader.deserialize().map_while(|row| row.ok()).collect()))
 }

@@ -29,7 +29,7 @@ use crate::sampler::Plan;
 use crate::side::captioner;
 use crate::style::Style;
 use crate::{Error, Result};
-use job::{Event, Id, Job, Kind, LearningWish, LossPoint, Origin, Painting, PaintingWish, State, Ticket};
+use job::{Event, Id, Job, Kind, Origin, Painting, PaintingWish, State, Ticket};
 use metrics::Metrics;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -77,7 +77,7 @@ struct Inner {
     looking: Mutex<cameras::Looking>,
     metrics: Metrics,
     /// Held by whoever uses the captioner.
-    looking_at: Mutex<()>,
+    captioning: Mutex<()>,
     started: Instant,
     stop: AtomicBool,
     /// What the painter is at.
@@ -170,7 +170,7 @@ impl Daemon {
             viewfinder: Viewfinder::default(),
             looking,
             metrics: Metrics::new(),
-            looking_at: Mutex::default(),
+            captioning: Mutex::default(),
             started: Instant::now(),
             stop: AtomicBool::new(false),
             desk: Mutex::default(),
@@ -235,48 +235,6 @@ impl Daemon {
             Canvas::from(frame).save(folder.join(name), &Default::default())?;
         }
         self.enqueue(id, Kind::Painting, wish.origin, &wish, self.0.config.queue.paintings)
-    }
-
-    /// Orders a style to be learned from pictures.
-    ///
-    /// # Errors
-    /// As [`Daemon::order_painting`].
-    pub fn order_lesson(&self, wish: LearningWish, origin: Origin, pictures: Vec<Frame>) -> Result<Ticket, Refused> {
-        self.order_validated_lesson(wish, origin, pictures, vec![])
-    }
-
-    /// As [`Daemon::order_lesson`], with photographs that the unfinished style is tried on.
-    ///
-    /// # Errors
-    /// As [`Daemon::order_painting`].
-    pub fn order_validated_lesson(
-        &self,
-        mut wish: LearningWish,
-        origin: Origin,
-        pictures: Vec<Frame>,
-        photographs: Vec<Frame>,
-    ) -> Result<Ticket, Refused> {
-        let id = Id::now();
-        let most = self.0.config.learning.most_pictures;
-        let largest = pictures.len().max(photographs.len());
-        if largest > most {
-            let what = format!("{largest} pictures are too many for one lesson; give at most {most}");
-            return Err(Error::Usage(what).into());
-        }
-        if !photographs.is_empty() {
-            wish.validate_every = wish.validate_every.or(Some(self.0.config.learning.preview_every.max(1)));
-        }
-        let wish = lesson::complete(wish, &self.0.config.learning);
-        lesson::of(self, &wish, pictures.clone())?;
-        let folder = self.store().files().job(id);
-        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        for (number, picture) in pictures.into_iter().enumerate() {
-            Canvas::from(picture).save(folder.join(lesson::picture_name(number)), &Default::default())?;
-        }
-        for (number, photograph) in photographs.into_iter().enumerate() {
-            Canvas::from(photograph).save(folder.join(lesson::photograph_name(number)), &Default::default())?;
-        }
-        self.enqueue(id, Kind::Learning, origin, &wish, self.0.config.queue.lessons)
     }
 
     fn enqueue(
@@ -402,27 +360,6 @@ impl Daemon {
         Ok(())
     }
 
-    /// The file of the latest pictures that a lesson was validated with, where it was.
-    pub fn style_validation(&self, id: Id) -> Option<PathBuf> {
-        lesson::sheet(self, id)
-    }
-
-    /// A lesson's losses so far; none for what is no lesson, or one that is long over.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn losses(&self, id: Id) -> Result<Option<Vec<LossPoint>>> {
-        lesson::losses(self, id)
-    }
-
-    /// A lesson's loss curve so far as PNG; none as for [`Daemon::losses`].
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn loss_curve(&self, id: Id) -> Result<Option<Vec<u8>>> {
-        lesson::curve(self, id)
-    }
-
     /// The shutter was pressed, here or from afar: pages that listen begin their countdown.
     pub fn press_shutter(&self) {
         self.0.events.tell(Event::Shutter {});
@@ -472,7 +409,7 @@ impl Daemon {
     /// # Errors
     /// As [`captioner::Captioner::open`].
     pub fn caption(&self, frame: &Frame) -> Result<Option<String>> {
-        let Ok(_alone) = self.0.looking_at.try_lock() else { return Ok(None) };
+        let Ok(_alone) = self.0.captioning.try_lock() else { return Ok(None) };
         let mut captioner = captioner::Captioner::open(&self.bundle().folder().join(captioner::FOLDER))?;
         captioner.caption(frame).map(Some)
     }

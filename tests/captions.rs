@@ -70,18 +70,19 @@ fn words_are_joined_as_in_python() {
 
 #[test]
 fn what_is_no_captioner_is_refused() {
-    let broken = |break_it: &dyn Fn(&Path)| {
+    let changed = |change: &dyn Fn(&Path)| {
         let place = tempfile::tempdir().unwrap();
         for file in std::fs::read_dir(folder("base")).unwrap() {
             let file = file.unwrap();
             std::fs::copy(file.path(), place.path().join(file.file_name())).unwrap();
         }
-        break_it(place.path());
-        Captioner::open(place.path()).unwrap_err()
+        change(place.path());
+        Captioner::open(place.path())
     };
+    let broken = |change: &dyn Fn(&Path)| changed(change).unwrap_err();
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
         let missing = broken(&|place| std::fs::remove_file(place.join(file)).unwrap());
-        assert!(!missing.to_string().is_empty(), "{file}");
+        assert!(missing.to_string().contains(file), "{file}: {missing}");
         let error = broken(&|place| std::fs::write(place.join(file), "{").unwrap());
         assert!(matches!(error, Error::File { .. }), "{file}: {error}");
     }
@@ -91,22 +92,40 @@ fn what_is_no_captioner_is_refused() {
         std::fs::write(path, text).unwrap();
     };
     assert!(broken(&narrow).to_string().contains("do not fit"));
-    for (from, to) in
-        [("\"num_hidden_layers\": 2", 1u64 << 60), ("\"image_size\": 32", 1 << 40), ("\"vocab_size\": 58", 0)]
-    {
-        let huge = |place: &Path| {
+    for (from, to, said) in [
+        ("\"num_hidden_layers\": 2", "1152921504606846976", "sizes are those of no network"),
+        ("\"image_size\": 32", "1099511627776", "sizes are those of no network"),
+        ("\"vocab_size\": 58", "0", "sizes are those of no network"),
+        ("\"bos_token_id\": 56", "58", "bos_token_id is 58, outside a vocabulary of 58"),
+        ("\"model_type\": \"blip\"", "\"clip\"", "its model_type is \"clip\""),
+    ] {
+        let change = |place: &Path| {
             let path = place.join("config.json");
             let name = from.split(':').next().unwrap();
             let text = std::fs::read_to_string(&path).unwrap();
             assert!(text.contains(from), "{from}");
             std::fs::write(path, text.replace(from, &format!("{name}: {to}"))).unwrap();
         };
-        let error = broken(&huge);
-        assert!(error.to_string().contains("sizes"), "{from}: {error}");
+        let error = broken(&change).to_string();
+        assert!(error.contains(said), "{from}: {error}");
     }
-    let crooked =
-        |place: &Path| std::fs::write(place.join("preprocessor_config.json"), r#"{"image_std": [1]}"#).unwrap();
-    assert!(broken(&crooked).to_string().contains("three numbers"));
+    for (text, said) in [
+        (r#"{"image_std": [1]}"#, "image_std is [1], must be three numbers"),
+        (r#"{"image_std": [1, 0, 1]}"#, "above 0"),
+        (r#"{"do_normalize": false}"#, "do_normalize is false"),
+        (r#"{"resample": 2}"#, "must be 3 (bicubic)"),
+        (r#"{"rescale_factor": 1}"#, "must be 1/255"),
+        (r#"{"size": 384}"#, "must be 32"),
+        (r#"{"size": {"height": 32, "width": 33}}"#, "must be 32"),
+    ] {
+        let error = broken(&|place| std::fs::write(place.join("preprocessor_config.json"), text).unwrap()).to_string();
+        assert!(error.contains(said) && error.contains("preprocessor_config.json"), "{text}: {error}");
+    }
+    // what it does not say is as BLIP has it
+    let silent = |place: &Path| std::fs::remove_file(place.join("preprocessor_config.json")).unwrap();
+    let [silent, whole] = [&silent as &dyn Fn(&Path), &|_: &Path| {}].map(|change| changed(change).unwrap());
+    let picture = frame(&Reference::open("captioners"), 0);
+    assert_eq!(max_difference(&silent.pixels(&picture).unwrap(), &whole.pixels(&picture).unwrap()), 0.0);
     let not_finite = |place: &Path| {
         let path = place.join("model.safetensors");
         let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();

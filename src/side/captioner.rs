@@ -67,6 +67,9 @@ impl Captioner {
         let settings = read(&folder.join("config.json"))?;
         let network =
             |fault: &dyn fmt::Display| Error::file(&folder.join("config.json"), format!("is no BLIP's: {fault}"));
+        if !matches!(settings["model_type"].as_str(), None | Some("blip")) {
+            return Err(network(&format!("its model_type is {}", settings["model_type"])));
+        }
         let config = config(&settings).map_err(|fault| network(&fault))?;
         let (text, vision) = (&config.text_config, &config.vision_config);
         let sizes = [
@@ -93,24 +96,19 @@ impl Captioner {
         let blip =
             BlipForConditionalGeneration::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu));
         let blip = blip.map_err(|fault| Error::file(folder, format!("the captioner's weights do not fit: {fault}")))?;
-        let shown = folder.join("preprocessor_config.json");
-        let shown = if shown.is_file() { read(&shown)? } else { json!({}) };
-        let own = |name: &str, usual: [f32; 3]| match shown.get(name) {
-            None => Ok(usual),
-            Some(list) => serde_json::from_value(list.clone()).map_err(|fault| {
-                Error::file(&folder.join("preprocessor_config.json"), format!("{name} is not three numbers: {fault}"))
-            }),
-        };
-        let token = |name: &str, usual: u32| {
-            settings["text_config"].get(name).and_then(Value::as_u64).map_or(usual, |id| id as u32)
+        let (mean, std) = statistics(folder, vision.image_size)?;
+        let token = |name: &str, usual: u64| {
+            let id = settings["text_config"].get(name).and_then(Value::as_u64).unwrap_or(usual);
+            let fault = || network(&format!("{name} is {id}, outside a vocabulary of {}", text.vocab_size));
+            if id < text.vocab_size as u64 { Ok(id as u32) } else { Err(fault()) }
         };
         Ok(Captioner {
             tokenizer: tokenizer(folder)?,
             side: vision.image_size,
-            mean: own("image_mean", MEAN)?,
-            std: own("image_std", STD)?,
-            first: token("bos_token_id", 30522),
-            last: token("sep_token_id", 102),
+            mean,
+            std,
+            first: token("bos_token_id", 30522)?,
+            last: token("sep_token_id", 102)?,
             longest: MOST_TOKENS.min(text.max_position_embeddings.saturating_sub(1)),
             folder: folder.to_path_buf(),
             blip,
@@ -131,15 +129,7 @@ impl Captioner {
     /// # Errors
     /// None that a frame could cause.
     pub fn pixels(&self, frame: &Frame) -> Result<Tensor> {
-        let small = frame.resize_with(Filter::Bicubic, self.side, self.side)?;
-        let plane = self.side * self.side;
-        let mut planes = vec![0f32; 3 * plane];
-        for (i, pixel) in small.rgb().chunks_exact(3).enumerate() {
-            for c in 0..3 {
-                planes[c * plane + i] = (f32::from(pixel[c]) / 255.0 - self.mean[c]) / self.std[c];
-            }
-        }
-        Ok(Tensor::from_vec(planes, (1, 3, self.side, self.side), &Device::Cpu)?)
+        super::normalised(&frame.resize_with(Filter::Bicubic, self.side, self.side)?, self.mean, self.std)
     }
 
     /// The vision side's answer `[1, N, D]` to `pixels: [1, 3, S, S]`.
@@ -195,6 +185,46 @@ impl Captioner {
 fn read(path: &Path) -> Result<Value> {
     let text = std::fs::read(path).map_err(Error::io(path))?;
     serde_json::from_slice(&text).map_err(|fault| Error::file(path, fault.to_string()))
+}
+
+/// Mean and deviation by the preprocessor's file, those of BLIP where it or a key is missing.
+///
+/// # Errors
+/// For a file that is damaged or asks for what this program does not do, by key.
+fn statistics(folder: &Path, side: usize) -> Result<([f32; 3], [f32; 3])> {
+    let path = folder.join("preprocessor_config.json");
+    if !path.is_file() {
+        return Ok((MEAN, STD));
+    }
+    let shown = read(&path)?;
+    let fault = |key: &str, wanted: &str| Error::file(&path, format!("{key} is {}, must be {wanted}", shown[key]));
+    for key in ["do_resize", "do_rescale", "do_normalize"] {
+        if shown[key] == false {
+            return Err(fault(key, "true"));
+        }
+    }
+    if !matches!(shown["resample"].as_u64(), Some(3)) && !shown["resample"].is_null() {
+        return Err(fault("resample", "3 (bicubic)"));
+    }
+    let factor = shown["rescale_factor"].as_f64();
+    if factor.is_some_and(|factor| !((factor * 255.0 - 1.0).abs() < 1e-6)) {
+        return Err(fault("rescale_factor", "1/255"));
+    }
+    // one number in older files
+    let size = &shown["size"];
+    let fits = |given: &Value| given.is_null() || given.as_u64() == Some(side as u64);
+    if !(if size.is_object() { fits(&size["height"]) && fits(&size["width"]) } else { fits(size) }) {
+        return Err(fault("size", &format!("{side}, as the network's")));
+    }
+    let three = |key: &str, usual: [f32; 3]| match &shown[key] {
+        Value::Null => Ok(usual),
+        list => serde_json::from_value(list.clone()).map_err(|_| fault(key, "three numbers")),
+    };
+    let (mean, std) = (three("image_mean", MEAN)?, three("image_std", STD)?);
+    if std.iter().any(|std| !(*std > 0.0)) {
+        return Err(fault("image_std", "three numbers above 0"));
+    }
+    Ok((mean, std))
 }
 
 /// candle's configuration, which has no defaults, from one that may lean on transformers'.

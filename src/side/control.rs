@@ -56,15 +56,6 @@ impl Drawer {
         self.depth.iter().for_each(Part::release);
         self.line_art.iter().for_each(Part::release);
     }
-
-    /// Loads every network, to see whether they can be.
-    ///
-    /// # Errors
-    /// If one is not ONNX.
-    pub fn check(&self) -> Result<()> {
-        self.depth.iter().try_for_each(|part| part.get().map(drop))?;
-        self.line_art.iter().try_for_each(|part| part.get().map(drop))
-    }
 }
 
 /// A picture as ControlNets take it: `[1, 3, H, W]` f32 in [0, 1], `pixel / 255`.

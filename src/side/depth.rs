@@ -5,7 +5,7 @@ use super::onnx::OnnxModel;
 use crate::bundle::control::{Preprocessing, Sides};
 use crate::camera::{Filter, Frame};
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::path::Path;
 
 /// An estimator and what it wants to be shown.
@@ -71,15 +71,7 @@ impl Depth {
             2 => Filter::Bilinear,
             _ => Filter::Bicubic,
         };
-        let small = frame.resize_with(filter, width, height)?;
-        let plane = width * height;
-        let mut planes = vec![0f32; 3 * plane];
-        for (i, pixel) in small.rgb().chunks_exact(3).enumerate() {
-            for c in 0..3 {
-                planes[c * plane + i] = (f32::from(pixel[c]) / 255.0 - own.image_mean[c]) / own.image_std[c];
-            }
-        }
-        Ok(Tensor::from_vec(planes, (1, 3, height, width), &Device::Cpu)?)
+        super::normalised(&frame.resize_with(filter, width, height)?, own.image_mean, own.image_std)
     }
 
     /// The network's answer `[h, w]` to `pixels: [1, 3, h, w]`.

@@ -35,7 +35,7 @@ const MEDIA: [&str; 30] = [
     "gouache",
 ];
 /// Words that go with them.
-const ADJECTIVES: [&str; 34] = [
+const ADJECTIVES: [&str; 39] = [
     "oil",
     "ink",
     "acrylic",
@@ -70,6 +70,11 @@ const ADJECTIVES: [&str; 34] = [
     "colourful",
     "stylized",
     "line",
+    "landscape",
+    "still",
+    "life",
+    "genre",
+    "framed",
 ];
 /// What links them to the content.
 const LINKS: [&str; 5] = ["of", "showing", "depicting", "with", "featuring"];
@@ -88,6 +93,9 @@ const PHRASES: [&[&str]; 9] = [
     &["in", "oils"],
 ];
 
+/// What captions begin with; the second only goes before a medium, for a close up of a flower is one of a flower.
+const BEFORE: [&[&str]; 2] = [&["there", "is"], &["a", "close", "up", "of"]];
+
 /// What the picture shows, without words for style, medium or maker; empty where a caption says nothing else.
 pub fn content(caption: &str) -> String {
     let lower = caption.to_lowercase().replace(',', " , ");
@@ -103,8 +111,10 @@ pub fn content(caption: &str) -> String {
             words.drain(at..at + phrase.len());
         }
     }
-    if words.starts_with(&["there", "is"]) {
-        words.drain(..2);
+    for phrase in BEFORE {
+        if words.starts_with(phrase) && (phrase == BEFORE[0] || opening(&words[phrase.len()..]).is_some()) {
+            words.drain(..phrase.len());
+        }
     }
     while let Some(length) = opening(&words) {
         words.drain(..length);
@@ -166,7 +176,12 @@ mod tests {
             ("a black dog and a white cat", "a black dog and a white cat"),
             ("a modern city at night", "a modern city at night"),
             ("a painting", ""),
-            ("An Impressionist landscape painting of Pears", "an impressionist landscape painting of pears"),
+            ("An Impressionist landscape painting of Hills", "hills"),
+            ("a close up of a painting of a horse", "a horse"),
+            ("there is a close up of a flower", "a close up of a flower"),
+            ("a framed picture", ""),
+            ("a picture frame on a wall", "a picture frame on a wall"),
+            ("a still life painting of pears", "pears"),
             ("", ""),
         ];
         for (caption, expected) in cases {

@@ -48,13 +48,15 @@ pub(super) fn run(
     let (mut order, notes) = wish.request(0.0, 0.0).order(&painter, styles, pictures, habits)?;
     notes.iter().for_each(|note| progress.note(note));
     let controls = painter.control_pictures(&order)?;
-    let mut cells = vec![];
-    for (ls, lc) in scales {
-        order.guidance = Guidance::new(ls, lc, wish.guidance(), wish.guidance_form())?;
-        let told = &mut |step: StepReport<'_>| paint::tell(&step, wish.seed(), progress, interrupt);
-        let canvas = painter.paint_with(&order, &controls, told)?;
+    let (prompt, form) = (order.guidance.prompt, order.guidance.form);
+    let guided = |(ls, lc)| Ok((format!("style {ls}, content {lc}"), Guidance::new(ls, lc, prompt, form)?));
+    let guided = scales.into_iter().map(guided).collect::<Result<Vec<_>>>()?; // all of them before any is painted
+    let (seed, mut cells) = (order.seed, vec![]);
+    for (label, guidance) in guided {
+        order.guidance = guidance;
+        let told = &mut |step: StepReport<'_>| paint::tell(&step, seed, progress, interrupt);
+        cells.push((label, painter.paint_with(&order, &controls, told)?));
         interrupt.check()?;
-        cells.push((format!("style {ls}, content {lc}"), canvas));
     }
     paint::note_unrecorded(&painter, progress);
     let cells: Vec<(&str, &Canvas)> = cells.iter().map(|(label, canvas)| (label.as_str(), canvas)).collect();

@@ -224,23 +224,6 @@ impl Wish {
         Ok(Opened { painter, styles, habits: place.habits() })
     }
 
-    /// Seed of the noise.
-    pub(super) fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    pub(super) fn guidance_form(&self) -> GuidanceForm {
-        match self.guidance_form {
-            Form::Paper => GuidanceForm::Paper,
-            Form::Half => GuidanceForm::Half,
-        }
-    }
-
-    /// Guidance towards the prompt as a whole.
-    pub(super) fn guidance(&self) -> f64 {
-        self.guidance
-    }
-
     /// The wish with these scales of style and content.
     pub(super) fn request(&self, style_strength: f64, content_strength: f64) -> Request {
         Request {
@@ -257,7 +240,10 @@ impl Wish {
             style_strength: Some(style_strength),
             content_strength: Some(content_strength),
             guidance: Some(self.guidance),
-            guidance_form: Some(self.guidance_form()),
+            guidance_form: Some(match self.guidance_form {
+                Form::Paper => GuidanceForm::Paper,
+                Form::Half => GuidanceForm::Half,
+            }),
             control_scale: Some(self.control_scale.clone()),
             size: self.size,
             seed: Some(self.seed),

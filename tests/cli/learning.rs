@@ -266,8 +266,7 @@ fn what_cannot_be_resumed_or_taught_is_refused() {
 #[test]
 fn a_caption_is_proposed_as_a_context() {
     let studio = Studio::new();
-    let model = studio.path("model");
-    copy_folder(Path::new(TINY), &model);
+    let model = studio.copy_model("model");
     let place = model.to_str().unwrap();
     studio.refuses(&["caption", "--bundle", place, PHOTO], 2, &["no captioner", "--context"]);
     copy_folder(&Path::new(TINY).with_file_name("captioners").join("base"), &model.join("captioner"));
@@ -275,15 +274,4 @@ fn a_caption_is_proposed_as_a_context() {
     let context = studio.done(&["caption", "--bundle", place, PHOTO]).stdout;
     assert_eq!(context.trim(), pleinair::side::content::context(&raw));
     assert!(!raw.trim().is_empty() && context.contains("in the style of {}"), "{raw} {context}");
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        match entry.file_type().unwrap().is_dir() {
-            true => copy_folder(&entry.path(), &to.join(entry.file_name())),
-            false => std::fs::copy(entry.path(), to.join(entry.file_name())).map(drop).unwrap(),
-        }
-    }
 }

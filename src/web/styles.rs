@@ -342,6 +342,7 @@ pub(super) struct Caption {
     responses(
         (status = 200, body = Caption),
         (status = 400, body = Fault), (status = 413, body = Fault), (status = 415, body = Fault),
+        (status = 422, description = "It is no picture", body = Fault),
         (status = 501, description = "The model has no captioner", body = Fault),
         (status = 503, description = "It looks at another picture", body = Fault),
     )

@@ -1,7 +1,10 @@
 //! Paintings and what surrounds them, over the API.
 
 use super::*;
+use pleinair::side::captioner::Captioner;
+use pleinair::side::content::context;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 /// It outlives the request: the painter reads it from the job's folder.
 #[tokio::test(flavor = "multi_thread")]
@@ -328,5 +331,36 @@ async fn every_route_is_described() {
         assert_ne!(answer.status, 405, "{route}: {answer:?}");
         let text = String::from_utf8_lossy(&answer.body);
         assert!(!text.contains("there is nothing at"), "{route}: {answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_captioner_says_what_a_picture_shows() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    let fixtures = reference::root().join("tests/fixtures");
+    for (from, to) in [("tiny-sd15", ""), ("captioners/base", "captioner")] {
+        copy(&fixtures.join(from), &model.join(to));
+    }
+    let painter = Painter::open(&model).unwrap();
+    let house = House::with_model(folder, LOOPBACK, painter, |_| {});
+    assert_eq!(house.get("/api/v1/kiosk").await.json()["captioner"], true);
+    let photograph = std::fs::read(fixtures.join("mountain2.jpg")).unwrap();
+    let said = house.form("/api/v1/captions", &[], &[("image", photograph.clone())]).await.fine().json();
+    let mut captioner = Captioner::open(&model.join("captioner")).unwrap();
+    let raw = captioner.caption(&Frame::from_bytes(&photograph, 1 << 24).unwrap()).unwrap();
+    assert_eq!(said, json!({"caption": context(&raw), "raw": raw}));
+    house.form("/api/v1/captions", &[("name", "x")], &[]).await.refused(400, "no picture");
+    house.form("/api/v1/captions", &[], &[("image", b"no picture".to_vec())]).await.refused(422, "not a picture");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        let target = to.join(entry.file_name().unwrap());
+        match entry.is_dir() {
+            true => copy(&entry, &target),
+            false => std::fs::copy(&entry, &target).map(drop).unwrap(),
+        }
     }
 }

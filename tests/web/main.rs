@@ -15,6 +15,7 @@ use pleinair::camera::Frame;
 use pleinair::canvas::Canvas;
 use pleinair::config::Config;
 use pleinair::daemon::{Daemon, Threads};
+use pleinair::painter::Painter;
 use pleinair::web::{Access, Journal, Role, Site};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -83,11 +84,14 @@ impl House {
     }
 
     fn opened(folder: TempDir, listen: &str, change: impl FnOnce(&mut Config)) -> House {
+        House::with_model(folder, listen, reference::painter("tiny-sd15"), change)
+    }
+
+    fn with_model(folder: TempDir, listen: &str, painter: Painter, change: impl FnOnce(&mut Config)) -> House {
         let mut config = Config { data: folder.path().join("data"), ..Config::default() };
         config.security.requests_per_minute = 100_000;
         change(&mut config);
         let access = Access::open(&config, listen.parse::<SocketAddr>().unwrap()).unwrap();
-        let painter = reference::painter("tiny-sd15");
         let (daemon, threads) = Daemon::start(config, painter, Default::default()).unwrap();
         let site = Site::new(daemon.clone(), access.clone(), Journal::default());
         House { router: site.router(), daemon, access, site, threads: Some(threads), folder }

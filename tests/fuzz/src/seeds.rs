@@ -1,7 +1,7 @@
 //! What the fuzzers start from: good files, made from the fixtures, and the inputs kept in `corpus/`.
 
 use crate::{Target, header_length};
-use pleinair::style::Style;
+use pleinair::style::{FileFormat, Style};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Cursor, Read};
@@ -162,6 +162,10 @@ fn styles() -> Vec<Input> {
     let mut styles = files(&repository().join("models/atelier/styles"), &["safetensors"]);
     styles.truncate(1);
     styles.extend([("small".into(), small_style().to_bytes()), ("one".into(), one.to_bytes())]);
+    // what other programs read, and what their libraries wrote
+    let other = |format: FileFormat| (format.name().to_owned(), one.to_format(format, None).expect("one stage"));
+    styles.extend(FileFormat::ALL.into_iter().filter(|format| *format != FileFormat::PngCard).map(other));
+    styles.extend(files(&repository().join("tests/fixtures/styles"), &["bin", "pt", "png"]));
     styles
 }
 

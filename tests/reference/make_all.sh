@@ -27,5 +27,7 @@ done
 for script in checkpoints ldm_names single_file loras clip_tokens; do
     "$python" $scripts/$script.py
 done
+"$python" $scripts/learning_options.py $tiny $fixtures/tiny-sd15-options.safetensors
+"$python" $scripts/style_files.py
 "$python" $scripts/solvers.py $fixtures/solvers.safetensors
 "$python" $scripts/tiny_vae.py

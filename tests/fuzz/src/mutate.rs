@@ -160,7 +160,10 @@ pub fn mutated(
     let mut rng = Mt::new(seed);
     let mutant = match target {
         _ if below(&mut rng, 2) == 0 => None,
-        Target::Safetensors | Target::Style => with_other_header(data, longest, &mut rng, &mut blindly),
+        Target::Safetensors => with_other_header(data, longest, &mut rng, &mut blindly),
+        // those of other programs are pickles, bare or in a zip file, or pictures, which instructions only damage
+        Target::Style if header_json(data).is_none() => Some(other_program(data, &mut rng)),
+        Target::Style => with_other_header(data, longest, &mut rng, &mut blindly),
         Target::Manifest | Target::Scheduler => other_json(data, &mut rng),
         Target::Pickle => Some(other_program(data, &mut rng)),
         Target::Mjpeg => Some(other_segments(data, JPEG_PIECES, &mut rng)),

@@ -108,11 +108,11 @@ impl Daemon {
             return Ok(());
         }
         looking.stop.store(true, Ordering::SeqCst);
-        // under the lock, so that an end that is asked for meanwhile reaches this one
-        *looking = Looking { id, source, stop: Arc::new(AtomicBool::new(self.stopping())) };
-        drop(looking);
+        // all under the lock: the new camera begins, and is told of, only after the old one is forgotten and pages know of
+        // the change; and an end that is asked for meanwhile reaches the new one
         self.viewfinder().forget();
         self.events().tell(Event::Settings {});
+        *looking = Looking { id, source, stop: Arc::new(AtomicBool::new(self.stopping())) };
         Ok(())
     }
 

@@ -48,12 +48,23 @@ export async function serve(toml = "") {
     await over(() => api("GET", `/jobs/${id}`));
     return api("PATCH", `/styles/${id}`, { kept: true, shown: true });
   };
+  /** Once so many pages listen to the events. */
+  const heard = async (pages) => {
+    for (let i = 0; i < 600; i++) {
+      const metrics = await (await fetch(`${url}/metrics`)).text();
+      const listeners = metrics.match(/^\w*event_listeners (\d+)/m);
+      if (!listeners) throw new Error(`no listeners in\n${metrics}`);
+      if (Number(listeners[1]) >= pages) return;
+      await new Promise((done) => setTimeout(done, 100));
+    }
+    throw new Error(`nobody listens`);
+  };
   const stop = async () => {
     child.kill("SIGTERM");
     await ended;
     await rm(data, { recursive: true, force: true });
   };
-  return { url, api, painted, learned, stop, said, data };
+  return { url, api, painted, learned, heard, stop, said, data };
 }
 
 async function over(look) {

@@ -124,22 +124,27 @@ async function open() {
   the("shutter").addEventListener("click", () => attempt(() => api.pressShutter()));
   the("live").alt = say("admin.live");
   the("live").addEventListener("error", () => show(the("live"), false));
-  const showLive = async () => {
-    const { camera } = await api.settings();
-    show(the("live"), camera);
-    if (camera) the("live").src = `${api.liveView}?${Date.now()}`;
-    else the("live").removeAttribute("src");
+  const showLive = () => {
+    show(the("live"));
+    the("live").src = `${api.liveView}?${Date.now()}`;
+  };
+  const hideLive = () => {
+    show(the("live"), false);
+    the("live").removeAttribute("src");
   };
   the("cameras").addEventListener("pointerdown", () => attempt(cameras));
   the("cameras").addEventListener("change", (event) => attempt(() => api.chooseCamera(event.target.value)));
   const round = () => Promise.all([look(), queue(), logTail()]).then(() => the("line").textContent = "", (fault) => (the("line").textContent = fault.message));
   await Promise.all([attempt(styles), attempt(pair), attempt(cameras), round()]);
-  attempt(showLive);
+  if (settings.camera) showLive();
   setInterval(round, EVERY);
   const soon = () => attempt(queue);
   api.listen({
-    queued: soon, finished: soon, failed: soon, cancelled: soon, styles: () => attempt(styles), camera: ({ up }) => up && attempt(showLive),
-    settings: () => attempt(() => Promise.all([cameras(), look(), showLive()])),
+    queued: soon, finished: soon, failed: soon, cancelled: soon, styles: () => attempt(styles), camera: ({ up }) => up && showLive(),
+    settings: () => {
+      hideLive(); // until the camera that was chosen sends a picture
+      attempt(() => Promise.all([cameras(), look()]));
+    },
   });
 }
 

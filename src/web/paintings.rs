@@ -323,14 +323,23 @@ pub(super) async fn content(
 /// The last look at an unfinished painting, or at a style being learned, JPEG.
 #[utoipa::path(
     get, path = "/api/v1/paintings/{id}/preview.jpg", tag = "paintings", params(("id" = String, Path)),
-    responses((status = 200, content_type = "image/jpeg"), (status = 404, body = Fault))
+    responses(
+        (status = 200, content_type = "image/jpeg"),
+        (status = 204, description = "Not yet, or no more: the painting is over."),
+        (status = 404, body = Fault)
+    )
 )]
 pub(super) async fn preview(
     State(site): State<Site>,
     Path(text): Path<String>,
     asked: HeaderMap,
 ) -> Result<Response, Problem> {
-    let preview = site.daemon().preview(id(&text, "painting")?).ok_or_else(|| Problem::missing("preview"))?;
+    let id = id(&text, "painting")?;
+    let Some(preview) = site.daemon().preview(id) else {
+        // no fault: a painting may end while a page asks for the look at it that it was told of
+        let job = site.daemon().job(id)?;
+        return job.map(|_| StatusCode::NO_CONTENT.into_response()).ok_or_else(|| Problem::missing("painting"));
+    };
     let sent = Sent {
         kind: "image/jpeg",
         tag: format!("{text}-{}", preview.version),

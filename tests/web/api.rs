@@ -55,6 +55,13 @@ async fn a_photograph_is_painted_and_kept() {
         (&json!(7), &json!(true), &json!(true))
     );
 
+    let none = ask(format!("/api/v1/paintings/{id}/preview.jpg")).await;
+    assert_eq!(
+        (none.status.as_u16(), none.body.len()),
+        (204, 0),
+        "a painting that is over has no preview, and that is no fault"
+    );
+
     let image = ask(format!("/api/v1/paintings/{id}/image.png")).await.fine();
     let sha256 = painting["sha256"].as_str().unwrap();
     assert_eq!((image.header("content-type"), image.header("etag")), ("image/png", format!("\"{sha256}\"").as_str()));
@@ -118,6 +125,8 @@ async fn the_gallery_is_turned_page_by_page() {
     house.delete(&format!("/api/v1/paintings/{}", ids[0])).await.refused(404, "painting");
     house.get(&format!("/api/v1/paintings/{}", ids[0])).await.fine(); // the job is remembered
     house.get(&format!("/api/v1/paintings/{}/image.png", ids[0])).await.refused(404, "painting");
+    let unknown = "01890a5d-ac96-774b-bcce-b302099a8057";
+    house.get(&format!("/api/v1/paintings/{unknown}/preview.jpg")).await.refused(404, "painting");
 }
 
 #[tokio::test(flavor = "multi_thread")]

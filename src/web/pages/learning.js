@@ -134,9 +134,13 @@ export class Learning {
   }
 
   #look(version) {
-    the("learn-preview").src = `${api.paintingFile(this.id, "preview.jpg")}?v=${version}`;
-    the("learn-preview").alt = say("studio.learn.preview");
-    show(the("learn-look"));
+    const next = new Image();
+    next.src = `${api.paintingFile(this.id, "preview.jpg")}?v=${version}`;
+    next.decode().then(() => {
+      the("learn-preview").src = next.src;
+      the("learn-preview").alt = say("studio.learn.preview");
+      show(the("learn-look"));
+    }, () => {}); // the lesson is over meanwhile
   }
 
   async catchUp() {

@@ -115,7 +115,7 @@ export class Painting {
   hear(name, event) {
     if (event.id !== this.id) return;
     if (name === "step") this.#step(event.i, event.n, event.stage);
-    else if (name === "preview") this.#look(make("img", { src: `${api.paintingFile(this.id, "preview.jpg")}?v=${event.version}`, alt: "" }));
+    else if (name === "preview") this.#grow(event.version);
     else if (name === "failed") this.#over(event.error);
     else if (name === "finished" || name === "cancelled") this.catchUp();
   }
@@ -124,6 +124,12 @@ export class Painting {
     this.ring.set(i / n, say("studio.percent", { n: number((100 * i) / n) }));
     const values = { i: number(i), n: number(n), stage: number(stage ?? 0) };
     the("paint-line").textContent = stage === null || stage === undefined ? say("studio.step", values) : say("studio.step.stage", values);
+  }
+
+  #grow(version) {
+    const { id } = this;
+    const picture = make("img", { src: `${api.paintingFile(id, "preview.jpg")}?v=${version}`, alt: "" });
+    picture.decode().then(() => this.id === id && this.#look(picture), () => {}); // it is over meanwhile
   }
 
   #look(...children) {

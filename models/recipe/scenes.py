@@ -41,6 +41,7 @@ class Scene:
         self.rng, self.horizon, self.sky = rng, horizon, sky
         self.canvas, self.depth = np.zeros((SIDE, SIDE, 3), np.float32), np.zeros((SIDE, SIDE), np.float32)
         self.yy, self.xx = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
+        self.covered = []  # what each thing covers of the picture, in the order of painting
         self.air = self.paint_sky()
 
     def paint_sky(self):
@@ -83,6 +84,21 @@ class Scene:
         rgb, alpha = placed(icon, side)
         x, y = self.rng.integers(4, SIDE - side - 4), self.rng.integers(2, max(3, self.horizon - side))
         over(self.canvas, rgb, alpha, int(y), int(x))
+        self.cover(alpha, int(y), int(x))
+
+    def cover(self, alpha, top, left):
+        """-> the pixels the cut-out takes; they are no longer seen of what stands behind."""
+        mask = np.zeros((SIDE, SIDE, 1), np.float32)
+        over(mask, np.ones((*alpha.shape, 1), np.float32), alpha, top, left)
+        mask = mask[..., 0] > 0.5
+        for seen, _ in self.covered:
+            seen &= ~mask
+        self.covered.append((mask.copy(), (alpha > 0.5).sum()))
+        return mask
+
+    def all_seen(self, share=0.45):
+        """Whether of each named thing at least this share is in the picture and not hidden."""
+        return all(seen.sum() >= share * whole for seen, whole in self.covered)
 
     def ridge(self, rgb, height, roughness, inverse_depth, peaks=None):
         """A chain of hills or mountains with its foot at the given distance; snow on `peaks`."""
@@ -127,9 +143,7 @@ class Scene:
             cv2.ellipse(shadow, (round(x), foot), (max(2, w // 2), max(1, h // 14)), 0, 0, 360, 1.0, -1)
             self.canvas *= 1 - 0.35 * blur(shadow, 1.2)[..., None]
         over(self.canvas, self.light(rgb, np.full(alpha.shape, inverse_depth)), alpha, foot - h, left)
-        mask = np.zeros((SIDE, SIDE, 1), np.float32)
-        over(mask, np.ones((h, w, 1), np.float32), alpha, foot - h, left)
-        self.depth[mask[..., 0] > 0.5] = inverse_depth
+        self.depth[self.cover(alpha, foot - h, left)] = inverse_depth
 
 
 def drawn_house(rng, night):
@@ -203,6 +217,14 @@ def chosen(rng, place):
 
 
 def scene(rng, icons):
+    """picture uint8 [128,128,3], what it shows, inverse depth float16 [128,128]."""
+    while True:
+        s, words = composed(rng, icons)
+        if s.all_seen():
+            return to_bytes(s.canvas), words, s.depth.clip(0, 1).astype(np.float16)
+
+
+def composed(rng, icons):
     place, back = str(rng.choice(list(GROUNDS))), str(rng.choice(["", "mountains", "hills"], p=[0.45, 0.28, 0.27]))
     sky = str(rng.choice(list(SKIES), p=list(SKIES.values())))
     s = Scene(rng, int(rng.integers(44, 74)), sky)
@@ -240,4 +262,4 @@ def scene(rng, icons):
         s.stand(*cut_out(noun, icons, rng, height, sky == "at night"), d, x, noun in AFLOAT)
     words = [listed(counts), place, f"in front of {back}" if back else "", sky,
              f"under the {above}" if above and sky != "under a blue sky" else "with the sun" if above else ""]
-    return to_bytes(s.canvas), " ".join(w for w in words if w), s.depth.clip(0, 1).astype(np.float16)
+    return s, " ".join(w for w in words if w)

@@ -1,7 +1,7 @@
 """Captions, and the tokenizer where there is none yet. `captions.py DATA OUT`
 
-Reads DATA/crops.json (from data.py: kind, what, style, group of every crop) and DATA/x.npy; writes DATA/captions.json
-(per crop: the full caption, the style-only caption, the tone words measured from the pixels, the group), DATA/val_idx.npy
+Reads DATA/crops.json (from data.py: kind, of, what, style, group of every crop) and DATA/x.npy; writes DATA/captions.json
+(per crop: the full caption, the style-only caption, the tone words measured from the pixels, kind, of, what, group), DATA/val_idx.npy
 (64 crops the VAE never trains on) and, unless it exists, OUT/tokenizer (CLIP's byte-level BPE with </w>; WORDS names an
 English word list for its merges).
 """
@@ -43,6 +43,8 @@ def caption(crop):
     """(full, style only) for a record of crops.json."""
     if crop["kind"] == "photo":
         return f"a photo of {crop['what']}", "a photo"
+    if crop["kind"] in ("thing", "scene"):
+        return f"a picture of {crop['what']}", "a picture"
     thing = f"a painting of {crop['what']}" if crop["what"] else "a painting"
     if not crop["style"]:
         return thing, "a painting"
@@ -55,8 +57,8 @@ def captions(data):
     pictures, out = np.load(f"{data}/x.npy", mmap_mode="r"), []
     for crop, picture in zip(crops, pictures, strict=True):
         full, style_only = caption(crop)
-        out.append(dict(kind=crop["kind"], style=crop["style"], group=crop["group"], full=full, style_only=style_only,
-                        tones=tones(picture)))
+        out.append(dict(kind=crop["kind"], of=crop.get("of", ""), what=crop["what"], style=crop["style"],
+                        group=crop["group"], full=full, style_only=style_only, tones=tones(picture)))
     with open(f"{data}/captions.json", "w") as f:
         json.dump(out, f)
     return out

@@ -1,5 +1,7 @@
 """Which crop is trained on, under which prompt; and the style code that may stand in for a style word.
 
+`prompts.py DATA OUT` prints measured shares and a few drawn prompts.
+
 A style code is a vector in the place of one word of the prompt, computed from another crop of the same style by a small
 network that is trained along and thrown away afterwards. It is what textual inversion looks for later: the UNet and the
 text encoder learn here that a vector in that place decides the style, for as many styles as there are variants and
@@ -7,17 +9,31 @@ paintings, not only for the few that have a word.
 """
 import collections
 import json
+import sys
 
 import numpy as np
 import torch
+from transformers import CLIPTokenizer
 
 from training import DEVICE
 
 SHARING = 3  # crops of a batch that share one prompt: the text encoder is a third of the cost otherwise
 PLACE = "painting"  # the word whose place a style code takes ("... in the style of painting")
-KINDS = {"photo": 0.12, "painting": 0.32, "render": 0.56}
-STANDARD = 8.0  # the standard manner of a renderer is drawn so much more often: a bare style word should mean it
-EMPTY, STYLE_ONLY, TONES, CODE = 0.10, 0.12, 0.22, 0.30  # shares of the prompts; the rest are full captions
+# shares of the draws; a painting of a thing or of a scene is a pool of its own, so that nouns are not drowned by photographs
+POOLS = {"photo": 0.06, "painting": 0.14, "render": 0.28, "thing": 0.13, "painted thing": 0.22, "scene": 0.06, "painted scene": 0.11}
+# the standard manner of a renderer is drawn so much more often: a bare style word should mean it
+STANDARD = {"render": 8.0, "painted thing": 3.0, "painted scene": 3.0}
+# shares of the prompts (empty, style only, with tones, with a style code); the rest are full captions
+SHARES, SHARES_NAMED = (0.10, 0.12, 0.22, 0.30), (0.10, 0.04, 0.16, 0.20)
+
+
+def pool(caption):
+    return f"painted {caption['of']}" if caption["kind"] == "render" and caption["of"] else caption["kind"]
+
+
+def draw_group(caption):
+    """Crops that are drawn together, most often under one prompt: of one style variant, painting, or thing (in a style)."""
+    return f"{caption['what']}: {caption['group']}" if pool(caption) == "painted thing" else caption["group"]
 
 
 class Prompts:
@@ -27,31 +43,31 @@ class Prompts:
         with open(f"{data}/captions.json") as f:
             self.captions = json.load(f)
         self.tokenizer, self.rng, self.cache = tokenizer, rng, {}
-        self.code = CODE if codes else 0.0
+        self.codes = codes
         place = tokenizer(PLACE, add_special_tokens=False).input_ids
         assert len(place) == 1, f"{PLACE!r} must be a single token"
         self.place = place[0]
-        self.groups = {kind: collections.defaultdict(list) for kind in KINDS}
+        self.groups = {name: collections.defaultdict(list) for name in POOLS}
+        self.styles = collections.defaultdict(list)  # crops of one style, whatever they show
         for i, c in enumerate(self.captions):
-            self.groups[c["kind"]][c["group"]].append(i)
-        self.names = {kind: list(g) for kind, g in self.groups.items()}
+            self.groups[pool(c)][draw_group(c)].append(i)
+            self.styles[c["group"]].append(i)
+        self.names = {name: list(g) for name, g in self.groups.items()}
         self.shares = {}
-        for kind, g in self.groups.items():
+        for name, g in self.groups.items():
             share = np.array([len(v) for v in g.values()], np.float64) ** 0.75
-            share *= [STANDARD if name.endswith(" standard") else 1 for name in g]
-            self.shares[kind] = share / share.sum()
+            share *= [STANDARD.get(name, 1) if group.endswith(" standard") else 1 for group in g]
+            self.shares[name] = share / share.sum()
 
     def ids(self, prompt):
         if prompt not in self.cache:
             self.cache[prompt] = self.tokenizer(prompt, padding="max_length", truncation=True, max_length=77).input_ids
         return self.cache[prompt]
 
-    def draw_group(self):
-        """Crop numbers of one group: crops of one style variant, of one painting, or photographs of one thing."""
-        kinds = list(KINDS)
-        kind = kinds[self.rng.choice(len(kinds), p=list(KINDS.values()))]
-        names = self.names[kind]
-        return kind, self.groups[kind][names[self.rng.choice(len(names), p=self.shares[kind])]]
+    def draw(self):
+        """Crop numbers of one group of one pool."""
+        name = list(POOLS)[self.rng.choice(len(POOLS), p=list(POOLS.values()))]
+        return self.groups[name][self.names[name][self.rng.choice(len(self.names[name]), p=self.shares[name])]]
 
     def batch(self, n):
         """-> crops [n], ids [P,77], which [n] (the prompt of each crop), references [P] (a crop whose style code goes
@@ -65,20 +81,23 @@ class Prompts:
             references.append(reference)
 
         while len(crops) < n:
-            kind, members = self.draw_group()
+            members = self.draw()
             take = self.rng.choice(members, min(SHARING, n - len(crops)))
             caption, r = self.captions[take[0]], self.rng.random()
-            if r < EMPTY:
+            empty, style_only, tones, code = np.cumsum(SHARES_NAMED if caption["of"] else SHARES)
+            if r < empty:
                 add(take, "")
-            elif r < EMPTY + STYLE_ONLY:
+            elif r < style_only:
                 add(take, caption["style_only"])
-            elif r < EMPTY + STYLE_ONLY + TONES:  # tones are measured for each crop, so each has its own prompt
+            elif r < tones:  # tones are measured for each crop, so each has its own prompt
                 for k in take:
                     c = self.captions[k]
-                    words = c["full"] if self.rng.random() < 0.6 else c["style_only"]
+                    words = c["full"] if c["of"] or self.rng.random() < 0.6 else c["style_only"]
                     add([k], f"{words}, in {c['tones']} tones")
-            elif r < EMPTY + STYLE_ONLY + TONES + self.code and kind != "photo":
-                add(take, f"a painting in the style of {PLACE}", self.rng.choice(members))
+            elif r < code and self.codes and caption["kind"] in ("painting", "render"):
+                of = f" of {caption['what']}," if caption["of"] else ""
+                same = [k for k in take if not of or self.captions[k]["what"] == caption["what"]]
+                add(same, f"a painting{of} in the style of {PLACE}", self.rng.choice(self.styles[caption["group"]]))
             else:
                 full = caption["full"]
                 add([k for k in take if self.captions[k]["full"] == full], full)
@@ -125,3 +144,23 @@ class CodeInPlace:
         embedded = embedded.clone()
         embedded[self.rows, position] = embedded[self.rows, position] + self.codes.to(embedded.dtype)
         return embedded
+
+
+def main():
+    data, out = sys.argv[1:3]
+    prompts = Prompts(data, CLIPTokenizer.from_pretrained(f"{out}/tokenizer"), np.random.default_rng(1))
+    seen, rows, shown = collections.Counter(), 0, []
+    for _ in range(400):
+        crops, ids, which, references = prompts.batch(18)
+        seen.update(pool(prompts.captions[k]) for k in crops)
+        rows += len(ids)
+        k = len(crops) - 1
+        words = prompts.tokenizer.decode(ids[which[k]].tolist(), skip_special_tokens=True)
+        shown.append((pool(prompts.captions[crops[k]]), words, "code" if references[which[k]] >= 0 else ""))
+    total = sum(seen.values())
+    print({name: round(seen[name] / total, 3) for name in POOLS}, "prompts a batch of 18:", rows / 400)
+    print(*shown[:40], sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 # The only list of commands; bare `make` prints it.
 .DEFAULT_GOAL := help
-.PHONY: help demo kiosk test crash soak load test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx cameras test-browser screenshots browser-tools references clean
+.PHONY: help demo kiosk artists-pictures fidelity test crash soak load test-aarch64 test-aarch64-library check-cuda test-cuda test-cuda-program build-cuda check-metal metal-day test-slow fuzz lint build bundles measure-convert bench-peers gpu-day gpu-day-binaries gpu-day-check tools fuzz-tools cxx cameras test-browser screenshots browser-tools references clean
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -98,7 +98,18 @@ lint: tools ## formatting and lints, no warning allowed
 build: tools ## the program and the converter, optimised
 	$(CARGO) build --release --workspace
 
-bundles: build ## the default model as f16, bf16 and int8 bundles, their quality reports, and one contact sheet
+bundles: build #artists-pictures: build ## the pictures of docs/artists.md, made with the default model (three minutes)
+	docs/artists/pictures.sh $(PLEINAIR) $(OUT)/artists
+
+# VENV is kept; what was learned and painted lies in build/fidelity
+VENV ?= .venv
+fidelity: build ## how faithful are learned styles? held-out pictures, judged by another network (Python; an hour)
+	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r models/recipe/requirements.txt
+	$(VENV)/bin/pip install -q --no-deps -r models/recipe/requirements-judge.txt
+	PLEINAIR_BUNDLE=models/atelier $(VENV)/bin/python models/recipe/fidelity.py $(PLEINAIR) build/fidelity models/atelier/FIDELITY.md
+
+# the default model as f16, bf16 and int8 bundles, their quality reports, and one contact sheet
 	@mkdir -p $(OUT)
 	for dtype in f16 bf16 int8; do \
 		$(QUANTIZE) convert --from models/atelier --dtype $$dtype --force --out $(OUT)/atelier-$$dtype && \

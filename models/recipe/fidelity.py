@@ -158,7 +158,7 @@ def main():
     scores = measure(pleinair, work)
     with open(f"{work}/scores.json", "w") as f:
         json.dump(scores, f, indent=1)
-    sheet(pleinair, work, os.path.splitext(path)[0].lower() + ".jpg")
+    sheet(pleinair, work, f"{os.path.dirname(path)}/fidelity.jpg")
     begin, end = "<!-- figures: written by make fidelity -->", "<!-- end of figures -->"
     with open(path) as f:
         text = f.read()

@@ -59,6 +59,10 @@ pub struct Convert {
     /// A network that draws lines to include, as .onnx; a folder's own in lineart/ is taken without asking
     #[arg(long, value_name = "FILE")]
     pub lineart: Option<PathBuf>,
+    /// A captioner to include: BLIP, as a folder of transformers' files; a folder's own in captioner/ is taken without
+    /// asking
+    #[arg(long, value_name = "DIR")]
+    pub captioner: Option<PathBuf>,
     /// The folder whose config.json files describe a single-file checkpoint that has not Stable Diffusion 1.5's shape
     #[arg(long, value_name = "DIR")]
     pub config: Option<PathBuf>,
@@ -228,9 +232,13 @@ impl Convert {
             _ => {}
         }
         // --force must not delete what is being read
-        let named =
-            [&self.controlnet, &self.vae, &self.tiny_vae, &self.depth, &self.lineart, &self.config, &self.tokenizer];
-        let named = named.into_iter().flatten().chain(self.lora.iter().map(|(file, _)| file)).chain([&self.from]);
+        let networks = [&self.controlnet, &self.vae, &self.tiny_vae, &self.depth, &self.lineart, &self.captioner];
+        let named = networks
+            .into_iter()
+            .chain([&self.config, &self.tokenizer])
+            .flatten()
+            .chain(self.lora.iter().map(|(file, _)| file))
+            .chain([&self.from]);
         let Ok(out) = self.out.canonicalize() else { return Ok(()) };
         match named.into_iter().find(|path| path.canonicalize().is_ok_and(|path| path.starts_with(&out))) {
             Some(inside) => Err(Error::Usage(format!(

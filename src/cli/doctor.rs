@@ -10,6 +10,7 @@ use pleinair::net::{ControlNet, TextEncoder, Unet};
 use pleinair::painter::Painter;
 use pleinair::profile::Profile;
 use pleinair::prompt::{Template, Tokenizer};
+use pleinair::side::captioner::{self, Captioner};
 use pleinair::side::vae::Vae;
 use pleinair::{Error, Result, Target};
 use serde::Serialize;
@@ -60,6 +61,8 @@ struct Model {
     size_step: usize,
     parts: Vec<Part>,
     controls: Vec<ControlEntry>,
+    /// Whether the model can say what a picture shows.
+    captioner: bool,
     files: Vec<File>,
     self_test: Option<SelfTest>,
 }
@@ -173,6 +176,10 @@ fn examine(folder: &Path, target: &Target, report: &mut Report) {
         let stored = |weights: Weights| bundle.parameters(name).unwrap_or(weights.parameters() as u64);
         parts.extend(weights.map(|weights| Part { name: name.to_owned(), parameters: stored(weights) }));
     }
+    let captioner = captioner::is_in(folder);
+    if captioner {
+        note(Captioner::open(&folder.join(captioner::FOLDER)), problems);
+    }
     let files = note(checksums(folder), problems).unwrap_or_default();
     let self_test = if problems.is_empty() {
         match model::open(folder, target) {
@@ -199,6 +206,7 @@ fn examine(folder: &Path, target: &Target, report: &mut Report) {
             .iter()
             .map(|net| ControlEntry { control: net.control, from_photographs: bundle.can_draw(net.control) })
             .collect(),
+        captioner,
         files,
         self_test,
     });
@@ -338,6 +346,10 @@ impl Report {
                     },
                 );
             }
+            line(
+                "captioner",
+                if model.captioner { "BLIP" } else { "none: contexts of lessons are written by hand" }.to_owned(),
+            );
             for File { path, bytes, sha256 } in &model.files {
                 line("file", format!("{sha256} {:>10}  {path}", binary(*bytes)));
             }

@@ -51,6 +51,19 @@ impl fmt::Debug for Captioner {
     }
 }
 
+/// The files of a captioner's folder that are read, the first of those that stand for one another.
+const FILES: [&[&str]; 4] = [
+    &["config.json"],
+    &["preprocessor_config.json"],
+    &["model.safetensors", "pytorch_model.bin"],
+    &["tokenizer.json", "vocab.txt"],
+];
+
+/// What [`Captioner::open`] reads of a folder: names of files that are there.
+pub fn files(folder: &Path) -> Vec<&'static str> {
+    FILES.iter().filter_map(|names| names.iter().copied().find(|name| folder.join(name).is_file())).collect()
+}
+
 /// Whether a model's folder has a captioner.
 pub fn is_in(model: &Path) -> bool {
     model.join(FOLDER).join("config.json").is_file()

@@ -146,6 +146,7 @@ describe("choosing a camera", () => {
     const choice = page.getByLabel("Look through");
     assert.deepEqual(await choice.locator("option").allTextContents().then((all) => all.map((text) => text.split("/").at(-1)).slice(0, 2)), ["content", "style"]);
     for (const name of ["browser", `folder:${join(SAMPLES, "style")}`, `folder:${join(SAMPLES, "content")}`]) {
+      await daemon.heard(2);
       const renewed = kiosk.waitForEvent("load");
       await choice.selectOption(name);
       await renewed;

@@ -32,13 +32,17 @@ const teach = async (daemon) => {
 };
 
 describe("with the browser's camera", () => {
-  let daemon;
+  let daemon, printer;
   before(async () => {
-    const print = `print = ["touch", "${join(tmpdir(), "pleinair-printed")}"]\n`;
+    printer = await mkdtemp(join(tmpdir(), "pleinair-printer-"));
+    const print = `print = ["touch", "${join(printer, "printed")}"]\n`;
     daemon = await serve(`${WISH}[kiosk]\ntitle = "Become a painting"\ncountdown_seconds = 2\ntimeout_seconds = 30\nidle_seconds = 0\n${PUBLIC}${print}`);
     await teach(daemon);
   });
-  after(() => daemon.stop());
+  after(async () => {
+    await daemon.stop();
+    await rm(printer, { recursive: true });
+  });
 
   test("a whole round with touch, in portrait", async () => {
     const page = await visit(chromium, daemon, "/", { size: PORTRAIT, touch: true });
@@ -71,8 +75,7 @@ describe("with the browser's camera", () => {
 
     await page.getByRole("button", { name: "Print" }).tap();
     await page.getByText("It is being printed.").waitFor();
-    await readFile(join(tmpdir(), "pleinair-printed"));
-    await rm(join(tmpdir(), "pleinair-printed"));
+    await readFile(join(printer, "printed"));
 
     await page.getByRole("button", { name: "Once more" }).tap();
     await page.locator("#count").waitFor(visible);

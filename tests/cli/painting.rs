@@ -188,6 +188,7 @@ fn the_doctor_finds_nothing_wrong() {
     let studio = Studio::new();
     let run = studio.done(&["doctor", "--bundle", TINY]);
     assert!(run.stdout.contains("everything works") && run.stdout.contains("self-test"), "{}", run.stdout);
+    assert!(run.stdout.contains("captioner     none"), "{}", run.stdout);
     let report = studio.done(&["doctor", "--bundle", TINY, "--json"]).json();
     assert_eq!((&report["device"], &report["problems"]), (&"cpu".into(), &serde_json::json!([])));
     assert!(report["cores"].as_u64() > Some(0));

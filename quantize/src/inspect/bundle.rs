@@ -6,6 +6,7 @@ use pleinair::bundle::Bundle;
 use pleinair::bundle::manifest::{Dtype, Layer, Manifest};
 use pleinair::prompt::Tokenizer;
 use pleinair::sampler::SchedulerConfig;
+use pleinair::side::captioner::{self, Captioner};
 use pleinair::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,6 +30,11 @@ pub(super) fn inspect(folder: &Path) -> Inspection {
             let part = found.files(&manifest, file);
             found.parts.push(Part { name: name.into(), ..part });
         }
+    }
+    if captioner::is_in(folder) {
+        let part = found.files(&manifest, captioner::FOLDER);
+        found.parts.push(Part { name: "captioner".into(), ..part });
+        found.problem_of(Captioner::open(&folder.join(captioner::FOLDER)));
     }
     found.words_and_schedule(&manifest);
     found.remark(&manifest);

@@ -69,14 +69,6 @@ impl Recipe {
         files
     }
 
-    /// Opens the files named.
-    ///
-    /// # Errors
-    /// As [`Style::open`].
-    pub fn open_styles(&self) -> Result<Vec<(PathBuf, Style)>> {
-        self.files().into_iter().map(|file| Ok((file.to_path_buf(), Style::open(file)?))).collect()
-    }
-
     /// Whether a stage is switched off, so that [`Recipe::mix`] needs the initial word's vector.
     pub fn switches_off(&self) -> bool {
         self.rules.iter().any(|rule| rule.source == Source::Off)
@@ -92,7 +84,7 @@ impl Recipe {
         self.rules.iter().filter_map(noted).collect()
     }
 
-    /// Mixes `styles` (those of [`Recipe::open_styles`]) into a new style called `token`.
+    /// Mixes `styles` (each of [`Recipe::files`]) into a new style called `token`.
     ///
     /// `initial` is the vector of the word that the stages started from ([`initial_word`]); only needed when
     /// [`Recipe::switches_off`]. A file with a single vector gives it to whatever stage asks.
@@ -556,7 +548,8 @@ mod tests {
         let path = folder.path().join("a+b.safetensors");
         style(2, 3.0).save(&path).unwrap();
         let recipe = Recipe::parse(&[format!("1..0=\"{}\"", path.display())]).unwrap();
-        let mixed = recipe.mix("m", &recipe.open_styles().unwrap(), None).unwrap();
+        let styles: Vec<_> = recipe.files().into_iter().map(|f| (f.to_path_buf(), Style::open(f).unwrap())).collect();
+        let mixed = recipe.mix("m", &styles, None).unwrap();
         let out = folder.path().join("m.safetensors");
         mixed.save(&out).unwrap();
         assert_eq!(Style::open(&out).unwrap(), mixed);

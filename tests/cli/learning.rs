@@ -275,3 +275,18 @@ fn a_caption_is_proposed_as_a_context() {
     assert_eq!(context.trim(), pleinair::side::content::context(&raw));
     assert!(!raw.trim().is_empty() && context.contains("in the style of {}"), "{raw} {context}");
 }
+
+/// By its name alone, as for painting.
+#[test]
+fn a_style_of_the_model_is_mixed() {
+    let studio = Studio::new();
+    let bundle = concat!(env!("CARGO_MANIFEST_DIR"), "/models/atelier");
+    let file = format!("5..0={bundle}/styles/hiroshige.safetensors");
+    let mix =
+        |rule: &str, out: &str| studio.done(&["mix", "--bundle", bundle, "--stage", rule, "--name", "m", "--out", out]);
+    mix("5..0=hiroshige", "named.safetensors");
+    mix(&file, "file.safetensors");
+    let vectors = |name: &str| Style::open(studio.path(name)).unwrap().vectors;
+    assert_eq!(vectors("named.safetensors"), vectors("file.safetensors"));
+    studio.refuses(&["mix", "--bundle", bundle, "--stage", "5..0=nobody", "--out", "x.safetensors"], 1, &["nobody"]);
+}

@@ -1,7 +1,7 @@
 //! What the daemon is asked for, does and keeps, as it is stored and as clients see it.
 
 use crate::painter::Request;
-use crate::train::{Rates, Stages};
+use crate::stages::{PerStage, Stages};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -122,8 +122,7 @@ pub struct LearningWish {
     /// Learning rate.
     pub lr: Option<f64>,
     /// Learning rates of stages instead, as in `5..3=0.001,2..0=0.004`.
-    #[schema(value_type = Option<String>)]
-    pub stage_lr: Option<Rates>,
+    pub stage_lr: Option<PerStage>,
     /// Stages that learn, as in `0..3`; the others stay at the initial word.
     #[schema(value_type = Option<String>)]
     pub learn_stages: Option<Stages>,

@@ -7,7 +7,7 @@ use crate::bundle::control::Control;
 use crate::bundle::manifest::hexadecimal;
 use crate::camera::Frame;
 use crate::canvas::Canvas;
-use crate::painter::{GivenControl, Order, Pictures, Request, StyleChoice};
+use crate::painter::{GivenControl, Order, Pictures, Request};
 use crate::sampler::StepReport;
 use crate::style::stage_of;
 use crate::{Error, Result};
@@ -67,7 +67,7 @@ pub(super) fn paint(daemon: &Daemon, claim: &Claim) -> Result<()> {
     let wish: PaintingWish = claim.wish()?;
     let (order, notes) = daemon.order_of(&wish, pictures(daemon, claim)?)?;
     notes.iter().for_each(|note| tracing::info!(%id, "{note}"));
-    let stages = stages(&order);
+    let stages = order.style_stages();
     let began = Instant::now();
     let mut last = began;
     let painter = &daemon.0.painter;
@@ -85,15 +85,6 @@ pub(super) fn paint(daemon: &Daemon, claim: &Claim) -> Result<()> {
     keep(daemon, claim, &wish, &order, &canvas)?;
     daemon.took(began.elapsed());
     Ok(())
-}
-
-/// The stages of the style, where they differ.
-fn stages(order: &Order) -> Option<usize> {
-    let of = |style: &StyleChoice| match style {
-        StyleChoice::Learned(style) => Some(style.stages()),
-        StyleChoice::Word(_) => None,
-    };
-    order.styles.iter().filter_map(of).max().filter(|&stages| stages > 1)
 }
 
 fn preview(daemon: &Daemon, claim: &Claim, step: &StepReport<'_>) -> Result<()> {

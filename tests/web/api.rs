@@ -94,6 +94,41 @@ async fn a_photograph_is_painted_and_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn strengths_are_numbers_or_a_number_for_each_stage() {
+    let house = House::new();
+    let mut painted = vec![];
+    for strength in [json!(2), json!("5..3=2,2..0=2"), json!("2..0=2")] {
+        let wish =
+            json!({"prompt": "a house", "steps": 4, "seed": 7, "style_strength": strength, "content_strength": -1});
+        let id = house.order(wish).await;
+        assert_eq!(house.over(&id).await, "finished");
+        let painting = house.get(&format!("/api/v1/paintings/{id}")).await.json()["painting"].clone();
+        let guidance = &painting["recipe"]["guidance"];
+        assert_eq!(guidance["style"].as_f64(), strength.as_f64());
+        assert_eq!(guidance["style"].as_str(), strength.as_str());
+        let image = house.get(&format!("/api/v1/paintings/{id}/image.png")).await.fine();
+        painted.push(Frame::from_bytes(&image.body, 1 << 20).unwrap().rgb().to_vec());
+    }
+    assert!(painted[0] == painted[1] && painted[1] != painted[2]);
+    // a field of a form is text
+    let id =
+        house.form("/api/v1/paintings", &[("prompt", "a house"), ("steps", "1"), ("style_strength", "2")], &[]).await;
+    assert_eq!(house.over(id.json()["id"].as_str().unwrap()).await, "finished");
+    for (strength, word) in [
+        (json!("6=1"), "the style strength of stage 6 is given"),
+        (json!("5..3=2,4=1"), "names a stage twice"),
+        (json!({"5": 1}), "one for each stage"),
+        (json!("5=loud"), "no number"),
+    ] {
+        let wish = json!({"prompt": "a house", "style_strength": strength});
+        house.post("/api/v1/paintings", wish).await.refused(422, word);
+    }
+    let openapi = house.get("/api/openapi.json").await.json();
+    let schema = openapi["components"]["schemas"]["PerStage"]["oneOf"].clone();
+    assert_eq!((&schema[0]["type"], &schema[1]["type"]), (&json!("number"), &json!("string")), "{openapi}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_gallery_is_turned_page_by_page() {
     let house = House::new();
     let mut ids = vec![];

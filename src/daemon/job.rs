@@ -1,5 +1,6 @@
 //! What the daemon is asked for, does and keeps, as it is stored and as clients see it.
 
+use crate::bundle::control::Control;
 use crate::painter::Request;
 use crate::stages::{PerStage, Stages};
 use serde::{Deserialize, Serialize};
@@ -101,6 +102,8 @@ pub struct PaintingWish {
     pub origin: Origin,
     /// Whether it goes into the gallery; one that does not is deleted after an hour.
     pub kept: bool,
+    /// Whether what the ControlNets look at is kept with it.
+    pub save_control: bool,
 }
 
 /// A wish for a style to be learned. What is left out is as the configuration has it.
@@ -203,7 +206,7 @@ pub struct Painting {
     pub width: usize,
     /// Pixels.
     pub height: usize,
-    /// Of the PNG.
+    /// Of all its files.
     pub bytes: u64,
     /// Of the PNG, in hexadecimal.
     pub sha256: String,
@@ -217,6 +220,9 @@ pub struct Painting {
     pub kept: bool,
     /// Whether there is a photograph to compare it with.
     pub has_content: bool,
+    /// What its control pictures show, where they are kept.
+    #[schema(value_type = Vec<String>)]
+    pub controls: Vec<Control>,
     /// How often it was printed.
     pub prints: u32,
     /// How it was painted.

@@ -26,6 +26,65 @@ async fn a_control_picture_can_be_given() {
     assert!(painted[0] != painted[1], "the control picture counts");
 }
 
+/// The tiny model with a second ControlNet, which looks at Canny's edges.
+fn model_with_canny(folder: &Path) -> Painter {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
+    std::fs::create_dir(folder).unwrap();
+    for entry in std::fs::read_dir(&tiny).unwrap() {
+        let entry = entry.unwrap();
+        std::os::unix::fs::symlink(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    std::os::unix::fs::symlink(tiny.join("controlnet"), folder.join("controlnet_canny")).unwrap();
+    Painter::open(folder).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_controlnets_looked_at_is_kept_on_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let painter = model_with_canny(&folder.path().join("model"));
+    let house = House::with_model(folder, LOOPBACK, painter, |_| {});
+    let painted = async |scale: Value, save: bool, frame: &[(&str, Vec<u8>)]| {
+        let wish =
+            json!({"prompt": "a house", "steps": 2, "size": "128x64", "control_scale": scale, "save_control": save});
+        let answer = house.form("/api/v1/paintings", &[("wish", &wish.to_string())], frame).await;
+        let id = answer.json()["id"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned();
+        assert_eq!(house.over(&id).await, "finished");
+        id
+    };
+    let photo = [("frame", png(80, 60))];
+    let both = painted(json!("softedge=0.4,canny=0.3"), true, &photo).await;
+    let control = async |id: &str, more: &str| house.get(&format!("/api/v1/paintings/{id}/control.png{more}")).await;
+    let painting = house.get(&format!("/api/v1/paintings/{both}")).await.json()["painting"].clone();
+    assert_eq!(painting["controls"], json!(["soft-edge", "canny"]));
+    let [soft, canny] = [control(&both, "?kind=softedge").await.fine(), control(&both, "?kind=canny").await.fine()];
+    let frames = [&soft, &canny].map(|answer| Frame::from_bytes(&answer.body, 1 << 20).unwrap());
+    assert!(frames.iter().all(|frame| (frame.width(), frame.height()) == (128, 64)) && frames[0] != frames[1]);
+    assert_eq!((soft.header("content-type"), control(&both, "").await.body), ("image/png", soft.body.clone()));
+    assert_ne!(soft.header("etag"), canny.header("etag"));
+    let saved = control(&both, "?kind=canny&download=1").await;
+    assert!(saved.header("content-disposition").contains(&format!("pleinair-{both}-canny.png")), "{saved:?}");
+    control(&both, "?kind=depth").await.refused(404, "keeps no depth picture, only soft-edge and canny");
+    control(&both, "?kind=loud").await.refused(422, "loud");
+    // one that was given comes back as it was; the painting is the same whether it is kept or not
+    let given = [("control_image_canny", png(128, 64))];
+    let (kept, other) = (painted(json!(0.5), true, &given).await, painted(json!(0.5), false, &given).await);
+    let seen = Frame::from_bytes(&control(&kept, "").await.fine().body, 1 << 20).unwrap();
+    assert_eq!(seen, Frame::from_bytes(&given[0].1, 1 << 20).unwrap());
+    control(&other, "").await.refused(404, "keeps no control picture; one that is ordered with \"save_control\"");
+    control("0190a1b2-0000-7000-8000-000000000000", "").await.refused(404, "no such painting");
+    let nothing = json!({"prompt": "a house", "save_control": true});
+    house.post("/api/v1/paintings", nothing).await.refused(422, "no control picture to save");
+
+    let folder = house.folder.path().join("data/paintings");
+    let files = |id: &str| {
+        let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(id)).collect::<BTreeSet<_>>()
+    };
+    assert!(files(&both).contains(&format!("{both}.softedge.png")), "{:?}", files(&both));
+    assert_eq!(house.delete(&format!("/api/v1/paintings/{both}")).await.status, 204);
+    assert!(files(&both).is_empty() && !files(&kept).is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_photograph_is_painted_and_kept() {
     let house = House::with(LAN, |config| config.security.always = false);

@@ -9,7 +9,7 @@ use crate::prompt::{Template, Tokens};
 use crate::sampler::{Branch, Denoiser, Guidance};
 use crate::style::{Style, stage_of};
 use candle_core::{Device, Tensor};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// Prompts' keys and values for the UNet and the ControlNets that speak.
@@ -52,12 +52,10 @@ impl<'a> Guided<'a> {
             Branch::StyleOnly if named.is_empty() => tokens(&Template::literal("A painting")),
             Branch::StyleOnly => tokens(&Template::style_only()),
         };
-        let (guidance, stages, mut prompts) = (&order.guidance, order.stages(), HashMap::new());
-        for (branch, _) in (0..stages).flat_map(|stage| guidance.terms(stage)) {
-            if !prompts.contains_key(&branch) {
-                prompts.insert(branch, prompt(branch)?);
-            }
-        }
+        let (guidance, stages) = (&order.guidance, order.stages());
+        let terms = (0..stages).flat_map(|stage| guidance.terms(stage));
+        let branches: HashSet<Branch> = terms.map(|(branch, _)| branch).collect();
+        let prompts = branches.into_iter().map(|branch| Ok((branch, prompt(branch)?))).collect::<Result<_>>()?;
         let (texts, batches) = Default::default();
         Ok(Guided { painter, guidance, stages, prompts, styles, controls, texts, batches })
     }

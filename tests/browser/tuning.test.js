@@ -170,7 +170,7 @@ test("the fine points of a lesson are sent, and the style is tried on the way", 
   assert.equal(await page.locator("#curve .curve-stage").count(), 3);
   const strokes = await page.locator("#curve .curve-stage").evaluateAll((lines) => lines.map((line) => getComputedStyle(line).stroke));
   assert.equal(new Set(strokes).size, 3, "each stage has its own colour");
-  await page.locator("#learn-look img").waitFor({ state: "visible" });
+  await page.locator(`#learn-look img[src$="${learned.id}/validation.png"]`).waitFor({ state: "visible" });
   await accessible(page, "learned finely");
   await page.getByRole("button", { name: "Throw away" }).click();
   await page.leave();

@@ -98,6 +98,8 @@ export async function caption(picture) {
 /** The file of a painting: `image.png`, `control.png`, `preview.jpg`, `content.jpg`, `thumbnail.jpg`, `qr.svg`. */
 export const paintingFile = (id, file) => `${ROOT}/paintings/${part(id)}/${file}`;
 export const stylePicture = (id) => `${ROOT}/styles/${part(id)}/picture.jpg`;
+/** What a lesson tried its style on, as it was last painted. */
+export const styleValidation = (id) => `${ROOT}/styles/${part(id)}/validation.png`;
 export const styleFile = (id) => `${ROOT}/styles/${part(id)}.safetensors`;
 export const liveView = `${ROOT}/camera.mjpeg`;
 export const liveFrame = `${ROOT}/frame.jpg`;

@@ -103,6 +103,7 @@ export class Learning {
       const ticket = await api.learn(wish, this.pictures.map((entry) => entry.file), this.tuning.photographs);
       this.pictures = [];
       the("pictures").replaceChildren();
+      this.tried = Boolean(wish.validate_prompts || this.tuning.photographs.length);
       this.#follow(ticket.id);
     } catch (fault) {
       the("learn-line").textContent = fault.message;
@@ -147,8 +148,12 @@ export class Learning {
   }
 
   #look(version) {
+    this.#hang(`${api.paintingFile(this.id, "preview.jpg")}?v=${version}`);
+  }
+
+  #hang(source) {
     const next = new Image();
-    next.src = `${api.paintingFile(this.id, "preview.jpg")}?v=${version}`;
+    next.src = source;
     next.decode().then(() => {
       the("learn-preview").src = next.src;
       the("learn-preview").alt = say("studio.learn.preview");
@@ -174,6 +179,8 @@ export class Learning {
     drawCurve(the("curve"), the("curve-key"), points, points.at(-1)?.step ?? steps);
     this.ring.set(1, say("studio.percent", { n: number(100) }));
     show(the("learn-cancel"), false);
+    if (this.tried) this.#hang(api.styleValidation(id));
+    this.tried = false;
     this.id = null;
     this.#ready();
     the("learn-line").textContent = say("studio.learn.done");

@@ -200,7 +200,7 @@ impl Default for Learning {
     fn default() -> Self {
         Learning {
             steps: 500,
-            stages: 6,
+            stages: crate::stages::STAGES,
             batch: 8,
             lr: 0.002,
             init: "painting".into(),

@@ -23,6 +23,7 @@ pub mod daemon;
 pub mod web;
 pub mod config;
 pub mod error;
+pub mod stages;
 pub mod strings;
 pub mod profile;
 pub mod target;

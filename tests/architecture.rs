@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// In path order. `painter` and `cli` see every room; `error`, `config` and `strings` are seen by all.
+/// In path order. `painter` and `cli` see every room; `error`, `config`, `stages` and `strings` are seen by all.
 const ROOMS: [&str; 12] =
     ["bundle", "camera", "prompt", "net", "side", "sampler", "style", "train", "canvas", "display", "daemon", "web"];
 /// Rooms that look back at the painter: learning borrows its networks, and the daemon has it paint.

@@ -295,6 +295,33 @@ fn what_crashes_the_program_again_and_again_is_given_up() {
     assert!(store.job(id).unwrap().unwrap().error.unwrap().contains("3 times"));
 }
 
+/// As versions before control pictures were kept left it.
+#[test]
+fn an_older_database_is_brought_up_to_date() {
+    let booth = Booth::open();
+    let ticket = booth.daemon.order_painting(wish(2), Some(photo())).unwrap();
+    booth.finished(ticket.id);
+    let folder = booth.close();
+    let database = rusqlite::Connection::open(folder.path().join("data/pleinair.db")).unwrap();
+    database.execute_batch("ALTER TABLE paintings DROP COLUMN controls; PRAGMA user_version = 2").unwrap();
+    drop(database);
+    let config = config(folder.path());
+    let booth = Booth::with(folder, config);
+    let painting = booth.daemon.painting(ticket.id).unwrap().unwrap();
+    assert!(painting.has_content && painting.controls.is_empty());
+    let kept = PaintingWish { save_control: true, ..wish(2) };
+    let ticket = booth.daemon.order_painting(kept, Some(photo())).unwrap();
+    booth.finished(ticket.id);
+    let control = booth.daemon.painting(ticket.id).unwrap().unwrap().controls[0];
+    let path = booth.daemon.painting_file(ticket.id, PaintingFile::Control(control)).unwrap().unwrap();
+    let painting = booth.daemon.painting(ticket.id).unwrap().unwrap();
+    assert_eq!(Frame::open(path).unwrap().width(), painting.width);
+    // all its files count where room is made
+    let files = std::fs::read_dir(booth.folder.path().join("data/paintings")).unwrap().map(|entry| entry.unwrap());
+    let own = files.filter(|entry| entry.file_name().to_string_lossy().starts_with(&ticket.id.to_string()));
+    assert_eq!(painting.bytes, own.map(|entry| entry.metadata().unwrap().len()).sum::<u64>());
+}
+
 #[test]
 fn two_daemons_do_not_share_a_folder_and_left_over_files_go() {
     let folder = tempfile::tempdir().unwrap();

@@ -229,7 +229,7 @@ impl Subject {
                 let mut numbers: Vec<f32> = latent.0.flatten_all()?.to_vec1()?;
                 let canvas = painter.decode(&latent)?;
                 numbers.extend(canvas.rgb().iter().map(|&value| f32::from(value)));
-                Ok(Answer { numbers, evaluations: steps * order.guidance.terms().len() })
+                Ok(Answer { numbers, evaluations: steps * order.guidance.terms(0).len() })
             }
             Subject::Learn { painter, prompts, batch, vectors } => {
                 let (mut numbers, gradient) = train::gradient(painter, prompts, batch, vectors)?;

@@ -7,6 +7,7 @@ use super::progress::{Event, Progress};
 use pleinair::bundle::write::check_writable;
 use pleinair::canvas::{Canvas, Metadata, contact_sheet};
 use pleinair::sampler::{Guidance, StepReport};
+use pleinair::stages::PerStage;
 use pleinair::{Error, Result};
 use std::path::PathBuf;
 
@@ -17,12 +18,24 @@ const MOST: usize = 100;
 pub(super) struct Arguments {
     #[command(flatten)]
     wish: Wish,
-    /// Guidance towards the style, ls in the paper: a row each
-    #[arg(long, value_name = "X,...", value_delimiter = ',', default_value = "0,1,3", allow_negative_numbers = true)]
-    style_strength: Vec<f64>,
+    /// Guidance towards the style, ls in the paper: a row each; 2..0=3 is one at these stages and 0 at the others
+    #[arg(
+        long,
+        value_name = "X|STAGES=X,...",
+        value_delimiter = ',',
+        default_value = "0,1,3",
+        allow_negative_numbers = true
+    )]
+    style_strength: Vec<PerStage>,
     /// Guidance towards the content of the prompt, lc in the paper: a column each
-    #[arg(long, value_name = "X,...", value_delimiter = ',', default_value = "1,3,5", allow_negative_numbers = true)]
-    content_strength: Vec<f64>,
+    #[arg(
+        long,
+        value_name = "X|STAGES=X,...",
+        value_delimiter = ',',
+        default_value = "1,3,5",
+        allow_negative_numbers = true
+    )]
+    content_strength: Vec<PerStage>,
     /// The sheet, .png or .jpg
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -35,21 +48,26 @@ pub(super) fn run(
     interrupt: &Interrupt,
 ) -> Result<()> {
     let Arguments { wish, style_strength, content_strength, out } = arguments;
-    let scales: Vec<(f64, f64)> =
-        style_strength.iter().flat_map(|ls| content_strength.iter().map(move |lc| (*ls, *lc))).collect();
+    let scales: Vec<(&PerStage, &PerStage)> =
+        style_strength.iter().flat_map(|ls| content_strength.iter().map(move |lc| (ls, lc))).collect();
     if scales.len() > MOST {
         return Err(Error::Usage(format!("{} pictures are too many for one sheet; give at most {MOST}", scales.len())));
     }
-    wish.request(0.0, 0.0).template()?; // before anything is opened
+    let request = wish.request(&0.0.into(), &0.0.into());
+    request.template()?; // before anything is opened
     Canvas::check_name(out)?;
     check_writable(out)?;
     let pictures = wish.pictures()?;
     let Opened { painter, styles, habits } = wish.open(place, progress, interrupt)?;
-    let (mut order, notes) = wish.request(0.0, 0.0).order(&painter, styles, pictures, habits)?;
+    let (mut order, notes) = request.order(&painter, styles, pictures, habits)?;
     notes.iter().for_each(|note| progress.note(note));
     let controls = painter.control_pictures(&order)?;
     let (prompt, form) = (order.guidance.prompt, order.guidance.form);
-    let guided = |(ls, lc)| Ok((format!("style {ls}, content {lc}"), Guidance::new(ls, lc, prompt, form)?));
+    let guided = |(ls, lc): (&PerStage, &PerStage)| {
+        let guidance = Guidance::new(ls.clone(), lc.clone(), prompt, form)?;
+        guidance.check_stages(order.stages())?;
+        Ok((format!("style {ls}, content {lc}"), guidance))
+    };
     let guided = scales.into_iter().map(guided).collect::<Result<Vec<_>>>()?; // all of them before any is painted
     let (seed, mut cells) = (order.seed, vec![]);
     for (label, guidance) in guided {

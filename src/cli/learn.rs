@@ -9,8 +9,9 @@ use pleinair::camera::Frame;
 use pleinair::canvas::{Canvas, Metadata, contact_sheet};
 use pleinair::painter::{Order, Painter, StyleChoice, VALIDATION_STEPS, Validation};
 use pleinair::prompt::{PromptStyle, Template};
+use pleinair::stages::{PerStage, STAGES, Stages};
 use pleinair::style::Style;
-use pleinair::train::{self, Files, Lesson, Options, Rates, Stages, Study};
+use pleinair::train::{self, Files, Lesson, Options, Study};
 use pleinair::{Error, Result};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -29,7 +30,7 @@ pub(super) struct Arguments {
     #[arg(long = "context", value_name = "TEXT", num_args = 1.., default_value = "A painting in the style of {}")]
     contexts: Vec<String>,
     /// Stages T, a learned vector each
-    #[arg(long, value_name = "N", default_value_t = 6)]
+    #[arg(long, value_name = "N", default_value_t = STAGES)]
     stages: usize,
     /// Learning steps
     #[arg(long, value_name = "N", default_value_t = 500)]
@@ -39,7 +40,7 @@ pub(super) struct Arguments {
     batch: usize,
     /// Learning rate, or one for each stage, as in 5..3=0.001,2..0=0.004
     #[arg(long, value_name = "X|STAGES=X", default_value = "0.002")]
-    lr: Rates,
+    lr: PerStage,
     /// Stages that learn, as in 0..3; the others stay at the initial word [default: all]
     #[arg(long, value_name = "STAGES")]
     learn_stages: Option<Stages>,

@@ -15,6 +15,7 @@ use pleinair::painter::{
 };
 use pleinair::prompt::Template;
 use pleinair::sampler::{Guidance, GuidanceForm, Sampler, StepReport};
+use pleinair::stages::PerStage;
 use pleinair::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -40,12 +41,13 @@ pub(super) fn plain_order(prompt: Template, size: (usize, usize), steps: usize) 
 pub(super) struct Arguments {
     #[command(flatten)]
     wish: Wish,
-    /// Guidance towards the style, ls in the paper
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
-    style_strength: f64,
-    /// Guidance towards the content of the prompt, lc in the paper
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
-    content_strength: f64,
+    /// Guidance towards the style, ls in the paper, or one for each stage: 5..3=1,2..0=3, or 5..0=0..3 on a line; 0 where
+    /// a stage is not named
+    #[arg(long, value_name = "X|STAGES=X,...", default_value = "0", allow_negative_numbers = true)]
+    style_strength: PerStage,
+    /// Guidance towards the content of the prompt, lc in the paper, likewise
+    #[arg(long, value_name = "X|STAGES=X,...", default_value = "0", allow_negative_numbers = true)]
+    content_strength: PerStage,
     /// Write the control picture, .png or .jpg; of several, each with its kind in its name
     #[arg(long, value_name = "FILE")]
     save_control: Option<PathBuf>,
@@ -136,7 +138,7 @@ pub(super) fn run(
     interrupt: &Interrupt,
 ) -> Result<()> {
     let wish = &arguments.wish;
-    let request = wish.request(arguments.style_strength, arguments.content_strength);
+    let request = wish.request(&arguments.style_strength, &arguments.content_strength);
     request.template()?; // before anything is opened
     let last_seed = wish.seed.checked_add(arguments.count - 1);
     let last_seed = last_seed.ok_or_else(|| Error::Usage("there are no seeds that high; lower --seed".into()))?;
@@ -225,7 +227,7 @@ impl Wish {
     }
 
     /// The wish with these scales of style and content.
-    pub(super) fn request(&self, style_strength: f64, content_strength: f64) -> Request {
+    pub(super) fn request(&self, style_strength: &PerStage, content_strength: &PerStage) -> Request {
         Request {
             styles: self.styles.clone(),
             prompt: self.prompt.clone(),
@@ -237,8 +239,8 @@ impl Wish {
                 Invert::Noise => Inversion::Noise,
                 Invert::Ddim => Inversion::Ddim,
             }),
-            style_strength: Some(style_strength),
-            content_strength: Some(content_strength),
+            style_strength: Some(style_strength.clone()),
+            content_strength: Some(content_strength.clone()),
             guidance: Some(self.guidance),
             guidance_form: Some(match self.guidance_form {
                 Form::Paper => GuidanceForm::Paper,

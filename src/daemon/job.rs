@@ -1,7 +1,8 @@
 //! What the daemon is asked for, does and keeps, as it is stored and as clients see it.
 
+use crate::bundle::control::Control;
 use crate::painter::Request;
-use crate::train::{Rates, Stages};
+use crate::stages::{PerStage, Stages};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -101,6 +102,8 @@ pub struct PaintingWish {
     pub origin: Origin,
     /// Whether it goes into the gallery; one that does not is deleted after an hour.
     pub kept: bool,
+    /// Whether what the ControlNets look at is kept with it.
+    pub save_control: bool,
 }
 
 /// A wish for a style to be learned. What is left out is as the configuration has it.
@@ -122,8 +125,7 @@ pub struct LearningWish {
     /// Learning rate.
     pub lr: Option<f64>,
     /// Learning rates of stages instead, as in `5..3=0.001,2..0=0.004`.
-    #[schema(value_type = Option<String>)]
-    pub stage_lr: Option<Rates>,
+    pub stage_lr: Option<PerStage>,
     /// Stages that learn, as in `0..3`; the others stay at the initial word.
     #[schema(value_type = Option<String>)]
     pub learn_stages: Option<Stages>,
@@ -204,7 +206,7 @@ pub struct Painting {
     pub width: usize,
     /// Pixels.
     pub height: usize,
-    /// Of the PNG.
+    /// Of all its files.
     pub bytes: u64,
     /// Of the PNG, in hexadecimal.
     pub sha256: String,
@@ -218,6 +220,9 @@ pub struct Painting {
     pub kept: bool,
     /// Whether there is a photograph to compare it with.
     pub has_content: bool,
+    /// What its control pictures show, where they are kept.
+    #[schema(value_type = Vec<String>)]
+    pub controls: Vec<Control>,
     /// How often it was printed.
     pub prints: u32,
     /// How it was painted.

@@ -226,6 +226,11 @@ impl Daemon {
             wish.request.seed = Some(random_seed());
         }
         let Order { content, controls, .. } = self.check_order(&wish, pictures)?;
+        if wish.save_control && controls.is_empty() {
+            let what =
+                "there is no control picture to save: no ControlNet speaks; give a photograph or a control_image";
+            return Err(Error::Usage(what.into()).into());
+        }
         let id = Id::now();
         let given =
             controls.into_iter().filter_map(|choice| Some((painting::control_name(choice.control), choice.image?)));
@@ -318,7 +323,11 @@ impl Daemon {
     /// If the disk refuses.
     pub fn painting_file(&self, id: Id, file: PaintingFile) -> Result<Option<PathBuf>> {
         let Some(painting) = self.store().painting(id)? else { return Ok(None) };
-        let exists = file != PaintingFile::Content || painting.has_content;
+        let exists = match file {
+            PaintingFile::Picture | PaintingFile::Thumbnail => true,
+            PaintingFile::Content => painting.has_content,
+            PaintingFile::Control(control) => painting.controls.contains(&control),
+        };
         Ok(exists.then(|| self.store().files().painting(id, file)))
     }
 

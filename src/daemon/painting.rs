@@ -6,8 +6,8 @@ use super::{Daemon, Preview};
 use crate::bundle::control::Control;
 use crate::bundle::manifest::hexadecimal;
 use crate::camera::Frame;
-use crate::canvas::Canvas;
-use crate::painter::{GivenControl, Order, Pictures, Request, StyleChoice};
+use crate::canvas::{Canvas, Metadata};
+use crate::painter::{ControlPicture, GivenControl, Order, Pictures, Request};
 use crate::sampler::StepReport;
 use crate::style::stage_of;
 use crate::{Error, Result};
@@ -67,11 +67,12 @@ pub(super) fn paint(daemon: &Daemon, claim: &Claim) -> Result<()> {
     let wish: PaintingWish = claim.wish()?;
     let (order, notes) = daemon.order_of(&wish, pictures(daemon, claim)?)?;
     notes.iter().for_each(|note| tracing::info!(%id, "{note}"));
-    let stages = stages(&order);
+    let stages = order.style_stages();
     let began = Instant::now();
     let mut last = began;
     let painter = &daemon.0.painter;
-    let canvas = painter.paint(&order, &mut |step| {
+    let controls = painter.control_pictures(&order)?;
+    let canvas = painter.paint_with(&order, &controls, &mut |step| {
         daemon.check(id)?;
         let (i, n) = (step.index + 1, step.count);
         let stage = stages.map(|stages| stage_of(step.timestep, stages));
@@ -82,18 +83,10 @@ pub(super) fn paint(daemon: &Daemon, claim: &Claim) -> Result<()> {
         preview(daemon, claim, &step)
     })?;
     daemon.check(id)?;
-    keep(daemon, claim, &wish, &order, &canvas)?;
+    let kept = if wish.save_control { &controls[..] } else { &[] };
+    keep(daemon, claim, &wish, &order, kept, &canvas)?;
     daemon.took(began.elapsed());
     Ok(())
-}
-
-/// The stages of the style, where they differ.
-fn stages(order: &Order) -> Option<usize> {
-    let of = |style: &StyleChoice| match style {
-        StyleChoice::Learned(style) => Some(style.stages()),
-        StyleChoice::Word(_) => None,
-    };
-    order.styles.iter().filter_map(of).max().filter(|&stages| stages > 1)
 }
 
 fn preview(daemon: &Daemon, claim: &Claim, step: &StepReport<'_>) -> Result<()> {
@@ -121,7 +114,14 @@ impl Daemon {
 }
 
 /// Files first, whole and on the disk; then the row; then the news.
-fn keep(daemon: &Daemon, claim: &Claim, wish: &PaintingWish, order: &Order, canvas: &Canvas) -> Result<()> {
+fn keep(
+    daemon: &Daemon,
+    claim: &Claim,
+    wish: &PaintingWish,
+    order: &Order,
+    controls: &[ControlPicture],
+    canvas: &Canvas,
+) -> Result<()> {
     let id = claim.id;
     let metadata = daemon.0.painter.metadata(order)?;
     let files = daemon.store().files();
@@ -130,22 +130,30 @@ fn keep(daemon: &Daemon, claim: &Claim, wish: &PaintingWish, order: &Order, canv
     let thumbnail = jpeg(&within(canvas, daemon.config().painting.thumbnail_side)?)?;
     let fitted = order.content.as_ref().map(|frame| frame.resize_to_cover(canvas.width(), canvas.height()));
     let content = fitted.transpose()?.map(|frame| jpeg(&frame.into())).transpose()?;
+    let mut bytes = png.len() + thumbnail.len() + content.as_ref().map_or(0, Vec::len);
     write(&files.painting(id, PaintingFile::Picture), &png)?;
     write(&files.painting(id, PaintingFile::Thumbnail), &thumbnail)?;
     if let Some(content) = &content {
         write(&files.painting(id, PaintingFile::Content), content)?;
     }
+    for picture in controls {
+        let (file, mut png) = (files.painting(id, PaintingFile::Control(picture.control)), vec![]);
+        picture.canvas()?.write_png(&Metadata::default(), &mut png).map_err(Error::io(&file))?;
+        write(&file, &png)?;
+        bytes += png.len();
+    }
     let new = NewPainting {
         id,
         width: canvas.width(),
         height: canvas.height(),
-        bytes: (png.len() + thumbnail.len() + content.as_ref().map_or(0, Vec::len)) as u64,
+        bytes: bytes as u64,
         sha256: hexadecimal(Sha256::new_with_prefix(&png)),
         prompt: metadata.prompt,
         styles: order.styles.iter().map(|style| style.name().to_owned()).collect(),
         origin: wish.origin,
         kept: wish.kept,
         has_content: content.is_some(),
+        controls: controls.iter().map(|picture| picture.control).collect(),
         recipe: metadata.recipe,
     };
     if !daemon.store().finish_painting(&new)? {

@@ -9,7 +9,7 @@ use crate::prompt::{Template, Tokens};
 use crate::sampler::{Branch, Denoiser, Guidance};
 use crate::style::{Style, stage_of};
 use candle_core::{Device, Tensor};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// Prompts' keys and values for the UNet and the ControlNets that speak.
@@ -21,16 +21,18 @@ struct Text {
 /// A [`Denoiser`] for one painting.
 pub(super) struct Guided<'a> {
     painter: &'a Painter,
-    guidance: Guidance,
-    /// The prompts of the guidance's terms, in its order.
-    prompts: Vec<Tokens>,
+    guidance: &'a Guidance,
+    /// Stages T of the guidance.
+    stages: usize,
+    /// The prompts of the guidance's terms at all stages.
+    prompts: HashMap<Branch, Tokens>,
     /// The learned styles by their number in the prompts; a style that is only a word has no vectors.
     styles: Vec<Option<&'a Style>>,
     controls: Vec<Hint<'a>>,
     /// By prompt and the stage of each style; a prompt without a style has one entry for the whole painting.
-    texts: HashMap<(usize, Vec<usize>), Rc<Text>>,
-    /// All prompts as one batch, by the stage of each style.
-    batches: HashMap<Vec<usize>, Rc<Text>>,
+    texts: HashMap<(Branch, Vec<usize>), Rc<Text>>,
+    /// The prompts that count, as one batch, by the stage of each style.
+    batches: HashMap<(Vec<Branch>, Vec<usize>), Rc<Text>>,
 }
 
 impl<'a> Guided<'a> {
@@ -43,39 +45,44 @@ impl<'a> Guided<'a> {
         let styles = order.styles.iter().map(vectors).collect::<Result<_>>()?;
         let named = order.prompt_styles();
         let tokens = |template: &Template| template.tokens(&painter.tokenizer, &named);
-        let prompt = |(branch, _)| match branch {
+        let prompt = |branch| match branch {
             Branch::Negative => tokens(&Template::literal(&order.negative)),
             Branch::Full => tokens(&order.prompt),
             Branch::ContextOnly => tokens(&order.prompt.context_only()),
             Branch::StyleOnly if named.is_empty() => tokens(&Template::literal("A painting")),
             Branch::StyleOnly => tokens(&Template::style_only()),
         };
-        let prompts = order.guidance.terms().into_iter().map(prompt).collect::<Result<_>>()?;
+        let (guidance, stages) = (&order.guidance, order.stages());
+        let terms = (0..stages).flat_map(|stage| guidance.terms(stage));
+        let branches: HashSet<Branch> = terms.map(|(branch, _)| branch).collect();
+        let prompts = branches.into_iter().map(|branch| Ok((branch, prompt(branch)?))).collect::<Result<_>>()?;
         let (texts, batches) = Default::default();
-        Ok(Guided { painter, guidance: order.guidance, prompts, styles, controls, texts, batches })
+        Ok(Guided { painter, guidance, stages, prompts, styles, controls, texts, batches })
     }
 
-    /// The batch of prompts for timestep `t`.
-    fn batch(&mut self, t: f64) -> Result<Rc<Text>> {
+    /// The batch of these prompts for timestep `t`.
+    fn batch(&mut self, branches: Vec<Branch>, t: f64) -> Result<Rc<Text>> {
         let stages: Vec<_> = self.styles.iter().map(|s| s.map_or(0, |s| stage_of(t, s.stages()))).collect();
-        if let Some(batch) = self.batches.get(&stages) {
+        let key = (branches, stages);
+        if let Some(batch) = self.batches.get(&key) {
             return Ok(batch.clone());
         }
-        let texts: Vec<_> = (0..self.prompts.len()).map(|i| self.text(i, &stages)).collect::<Result<_>>()?;
+        let (branches, stages) = &key;
+        let texts: Vec<_> = branches.iter().map(|branch| self.text(*branch, stages)).collect::<Result<_>>()?;
         // not needed again before the next stage
         self.painter.bundle.release("text_encoder");
         let unet = TextKv::cat(&texts.iter().map(|t| &t.unet).collect::<Vec<_>>())?;
         let control = |net: usize| TextKv::cat(&texts.iter().map(|t| &t.controls[net]).collect::<Vec<_>>());
         let controls = (0..self.controls.len()).map(control).collect::<Result<_>>()?;
         let batch = Rc::new(Text { unet, controls });
-        self.batches.insert(stages, batch.clone());
+        self.batches.insert(key, batch.clone());
         Ok(batch)
     }
 
     /// One prompt with each style at its stage.
-    fn text(&mut self, prompt: usize, stages: &[usize]) -> Result<Rc<Text>> {
-        let tokens = &self.prompts[prompt];
-        let key = (prompt, if tokens.styles.is_empty() { vec![] } else { stages.to_vec() });
+    fn text(&mut self, branch: Branch, stages: &[usize]) -> Result<Rc<Text>> {
+        let tokens = &self.prompts[&branch];
+        let key = (branch, if tokens.styles.is_empty() { vec![] } else { stages.to_vec() });
         if let Some(text) = self.texts.get(&key) {
             return Ok(text.clone());
         }
@@ -98,15 +105,17 @@ impl<'a> Guided<'a> {
 
 impl Denoiser for Guided<'_> {
     fn denoise(&mut self, x: &Tensor, t: f64) -> Result<Tensor> {
-        let text = self.batch(t)?;
-        let n = self.prompts.len();
+        let stage = stage_of(t, self.stages);
+        let branches: Vec<_> = self.guidance.terms(stage).into_iter().map(|(branch, _)| branch).collect();
+        let n = branches.len();
+        let text = self.batch(branches, t)?;
         let (stacked, timesteps) = (Tensor::cat(&vec![x; n], 0)?, vec![t; n]);
         let said = self.controls.iter().zip(&text.controls).map(|(control, text)| {
             control.net.get()?.forward(&stacked, &timesteps, text, &control.hint, control.scale)
         });
         let control = Residuals::sum(said.collect::<Result<_>>()?)?;
         let outputs = self.painter.unet()?.forward(&stacked, &timesteps, &text.unet, control.as_ref())?;
-        let guided = self.guidance.combine(&outputs)?;
+        let guided = self.guidance.combine(&outputs, stage)?;
         let schedule = &self.painter.schedule;
         schedule.denoised_from_prediction(schedule.config().prediction_type, x, &guided, t)
     }
@@ -117,9 +126,14 @@ mod tests {
     use super::*;
     use crate::painter::Inversion;
     use crate::sampler::{GuidanceForm, Plan, Sampler, sample};
+    use crate::stages::PerStage;
     use std::path::Path;
 
-    fn order(painter: &Painter, style: f64, content: f64) -> Order {
+    fn curve(text: &str) -> PerStage {
+        text.parse().unwrap()
+    }
+
+    fn order(painter: &Painter, style: impl Into<PerStage>, content: impl Into<PerStage>) -> Order {
         let vectors = (0..6).map(|t| vec![0.01 * t as f32; painter.text.width()]).collect();
         let base = painter.text.base().unwrap();
         let learned = Style { token: "mine".into(), vectors, base, ..Style::default() };
@@ -147,15 +161,13 @@ mod tests {
         let guided = Guided::new(&painter, &order, vec![]).unwrap();
         let style = order.prompt_styles();
         let tokens = |text: &str| Template::parse(text).unwrap().tokens(&painter.tokenizer, &style).unwrap();
-        let branches: Vec<_> = order.guidance.terms().into_iter().map(|(branch, _)| branch).collect();
-        assert_eq!(branches, [Branch::Negative, Branch::Full, Branch::ContextOnly, Branch::StyleOnly]);
         let wanted = [
-            tokens("blurry"),
-            tokens("a painting of a boat, in the style of {}"),
-            tokens("a painting of a boat"),
-            tokens("A painting in the style of {}"),
+            (Branch::Negative, tokens("blurry")),
+            (Branch::Full, tokens("a painting of a boat, in the style of {}")),
+            (Branch::ContextOnly, tokens("a painting of a boat")),
+            (Branch::StyleOnly, tokens("A painting in the style of {}")),
         ];
-        assert_eq!(guided.prompts, wanted);
+        assert_eq!(guided.prompts, HashMap::from(wanted));
     }
 
     #[test]
@@ -167,7 +179,7 @@ mod tests {
         let x = crate::sampler::TorchRng::new(5).randn((1, 4, 8, 8)).unwrap();
         // one evaluation for each prompt alone: scales 0, 0 and 1 leave the full prompt by itself
         let alone = |prompt: &str| {
-            let guidance = Guidance { style: 0.0, content: 0.0, prompt: 1.0, ..whole.guidance };
+            let guidance = Guidance { style: 0.0.into(), content: 0.0.into(), prompt: 1.0, ..whole.guidance };
             let order = Order { prompt: Template::parse(prompt).unwrap(), guidance, ..whole.clone() };
             Guided::new(&painter, &order, vec![]).unwrap().denoise(&x, t).unwrap()
         };
@@ -193,24 +205,64 @@ mod tests {
         assert!(moved > 0.05 * size, "the guidance must show");
     }
 
-    /// Branches evaluated in a step, and passes of the text encoder in a whole painting.
-    fn work(style: f64, content: f64) -> (usize, usize) {
+    #[test]
+    fn a_step_has_the_strengths_of_its_stage() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
+        let painter = Painter::open(&folder).unwrap();
+        let x = crate::sampler::TorchRng::new(5).randn((1, 4, 8, 8)).unwrap();
+        let step = |order: &Order, t: f64| {
+            let clean = Guided::new(&painter, order, vec![]).unwrap().denoise(&x, t).unwrap();
+            let bits = |value: f32| value.to_bits();
+            clean.flatten_all().unwrap().to_vec1().unwrap().into_iter().map(bits).collect::<Vec<_>>()
+        };
+        let some = order(&painter, curve("5..3=1.5"), curve("4=1,3..0=1"));
+        let (both, one, none) = (order(&painter, 1.5, 1.0), order(&painter, 1.5, 0.0), order(&painter, 0.0, 1.0));
+        for (t, alike, other) in
+            [(999.0, &one, &both), (834.0, &one, &none), (700.0, &both, &none), (500.0, &both, &one)]
+        {
+            assert!(step(&some, t) == step(alike, t) && step(&some, t) != step(other, t), "{t}");
+        }
+        for t in [499.0, 167.0, 0.0] {
+            assert!(step(&some, t) == step(&none, t) && step(&some, t) != step(&both, t), "{t}");
+        }
+        // the same number at each stage is the number
+        let flat = order(&painter, curve("5..3=1.5,2..0=1.5"), curve("5..0=1..1"));
+        assert_eq!(step(&flat, 700.0), step(&both, 700.0));
+        // of a style of three stages 2 is the highest, of words 5
+        let mut short = order(&painter, curve("2=1.5"), 0.0);
+        let StyleChoice::Learned(style) = &mut short.styles[0] else { unreachable!() };
+        style.vectors.truncate(3);
+        let whole = Order { guidance: one.guidance.clone(), ..short.clone() };
+        assert_eq!(step(&short, 700.0), step(&whole, 700.0));
+        let words = |guidance: &Guidance| {
+            let styles = vec![StyleChoice::Word("oil".into())];
+            Order { styles, guidance: guidance.clone(), ..whole.clone() }
+        };
+        assert_eq!(step(&words(&some.guidance), 900.0), step(&words(&one.guidance), 900.0));
+    }
+
+    /// Evaluations and passes of the text encoder in a whole painting of 12 steps.
+    fn work(style: impl Into<PerStage>, content: impl Into<PerStage>) -> (usize, usize) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
         let painter = Painter::open(&folder).unwrap();
         let order = order(&painter, style, content);
         let mut guided = Guided::new(&painter, &order, vec![]).unwrap();
         let plan = Plan::new(&painter.schedule, order.sampler, order.steps, 1.0).unwrap();
         let x = Tensor::ones((1, 4, 8, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let count = |step: &crate::sampler::Step| order.guidance.terms(stage_of(step.timestep, 6)).len();
+        let evaluations = plan.steps().iter().map(count).sum();
         sample(&mut guided, &plan, x, &mut |_| unreachable!("DDIM draws no noise"), &mut |_| Ok(())).unwrap();
-        (guided.prompts.len(), guided.texts.len())
+        (evaluations, guided.texts.len())
     }
 
     #[test]
     fn equal_scales_take_two_evaluations_and_each_text_is_encoded_once() {
         // two branches: the negative once, the full prompt once for each of the six stages
-        assert_eq!(work(0.0, 0.0), (2, 1 + 6));
-        assert_eq!(work(3.0, 3.0), (2, 1 + 6));
+        assert_eq!(work(0.0, 0.0), (24, 1 + 6));
+        assert_eq!(work(3.0, 3.0), (24, 1 + 6));
         // four branches: negative and context once, full and style-only once for each stage
-        assert_eq!(work(1.0, 3.0), (4, 2 + 12));
+        assert_eq!(work(1.0, 3.0), (48, 2 + 12));
+        // four only at the five steps of the last two stages, and style-only is encoded for no other
+        assert_eq!(work(curve("1..0=2"), 0.0), (5 * 4 + 7 * 2, 2 + 6 + 2));
     }
 }

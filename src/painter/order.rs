@@ -7,6 +7,7 @@ use crate::bundle::manifest::hexadecimal;
 use crate::camera::Frame;
 use crate::prompt::{PromptStyle, Template, Tokenizer};
 use crate::sampler::{Guidance, Sampler};
+use crate::stages::STAGES;
 use crate::style::Style;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -113,9 +114,24 @@ impl Order {
         self.styles.iter().map(StyleChoice::in_prompt).collect()
     }
 
+    /// Stages T that strengths are given for: those of the styles, the most of several; the paper's number where no style
+    /// has any.
+    pub fn stages(&self) -> usize {
+        self.style_stages().unwrap_or(STAGES)
+    }
+
+    /// Stages of the styles, the most of several; none where no style changes from one to the next.
+    pub fn style_stages(&self) -> Option<usize> {
+        let of = |style: &StyleChoice| match style {
+            StyleChoice::Learned(style) => Some(style.stages()),
+            StyleChoice::Word(_) => None,
+        };
+        self.styles.iter().filter_map(of).max().filter(|&stages| stages > 1)
+    }
+
     /// The same order for the way up: the prompt without its style, and no guidance.
     pub(super) fn context_alone(&self) -> Order {
-        let guidance = Guidance { style: 0.0, content: 0.0, prompt: 1.0, ..self.guidance };
+        let guidance = Guidance { style: 0.0.into(), content: 0.0.into(), prompt: 1.0, ..self.guidance };
         Order { prompt: self.prompt.context_only(), styles: vec![], guidance, ..self.clone() }
     }
 

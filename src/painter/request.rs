@@ -7,6 +7,7 @@ use crate::bundle::control::Control;
 use crate::camera::Frame;
 use crate::prompt::Template;
 use crate::sampler::{Guidance, GuidanceForm, Sampler};
+use crate::stages::PerStage;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,10 +48,10 @@ pub struct Request {
     pub sampler: Option<Sampler>,
     /// How the photograph becomes a latent.
     pub invert: Option<Inversion>,
-    /// Guidance towards the style, ls in the paper.
-    pub style_strength: Option<f64>,
-    /// Guidance towards the content of the prompt, lc in the paper.
-    pub content_strength: Option<f64>,
+    /// Guidance towards the style, ls in the paper: for all stages or for each; 0 where a stage is not named.
+    pub style_strength: Option<PerStage>,
+    /// Guidance towards the content of the prompt, lc in the paper, likewise.
+    pub content_strength: Option<PerStage>,
     /// Guidance towards the prompt as a whole, ln in the paper.
     pub guidance: Option<f64>,
     /// ls and lc as the paper has them, or halved as in its code.
@@ -106,8 +107,8 @@ impl Request {
         let mut notes = vec![];
         let transfer = content.is_some();
         let guidance = Guidance::new(
-            self.style_strength.unwrap_or(0.0),
-            self.content_strength.unwrap_or(0.0),
+            self.style_strength.clone().unwrap_or(0.0.into()),
+            self.content_strength.clone().unwrap_or(0.0.into()),
             self.guidance.unwrap_or(GUIDANCE),
             self.guidance_form.unwrap_or_default(),
         )?;
@@ -135,6 +136,7 @@ impl Request {
         if transfer && !(order.strength > 0.0 && order.strength <= 1.0) {
             return Err(Error::Usage(format!("the strength is {}; give one above 0 and up to 1", order.strength)));
         }
+        order.guidance.check_stages(order.stages())?;
         notes.extend(order.notes(painter.tokenizer())?);
         Ok((order, notes))
     }

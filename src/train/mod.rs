@@ -13,12 +13,13 @@ pub use adamw::AdamW;
 pub use curve::curve;
 pub use data::{Batch, Studies};
 pub use loss::{Prompts, losses, min_snr_weights, validation};
-pub use options::{Options, Rates, Stages};
+pub use options::Options;
 
 use crate::camera::Frame;
 use crate::painter::Painter;
 use crate::prompt::Template;
 use crate::sampler::TorchRng;
+use crate::stages::PerStage;
 use crate::style::{Style, stage_of};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
@@ -50,7 +51,7 @@ pub struct Lesson {
     /// Noised latents a step.
     pub batch: usize,
     /// Learning rate, constant, for all stages or for each.
-    pub lr: Rates,
+    pub lr: PerStage,
     /// The word whose vector every stage starts from.
     pub init: String,
     /// Of everything random.

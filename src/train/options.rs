@@ -1,143 +1,17 @@
 //! What a lesson may have besides the paper's recipe.
 
-use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::ops::RangeInclusive;
-use std::str::FromStr;
+use crate::stages::{PerStage, Stages};
 
-/// Learning rates, constant over the steps: one for all stages, or one each.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Rates {
-    /// Of the stages that are not named.
-    rest: Option<f64>,
-    named: Vec<(RangeInclusive<usize>, f64)>,
-}
-
-impl From<f64> for Rates {
-    fn from(rate: f64) -> Self {
-        Rates { rest: Some(rate), named: vec![] }
+/// What is wrong with learning rates for these stages of so many, if anything is.
+fn fault_of_rates(rates: &PerStage, stages: &[usize], count: usize) -> Option<String> {
+    if rates.numbers().any(|rate| !(rate > 0.0 && rate.is_finite())) {
+        return Some("the learning rate must be a positive number".to_owned());
     }
-}
-
-impl FromStr for Rates {
-    type Err = Error;
-
-    /// `0.002`, `5..3=0.001,2..0=0.004`, or `0.002,5=0.001` for one stage otherwise than the rest.
-    fn from_str(text: &str) -> Result<Self> {
-        let fault = |what: &str| {
-            Error::Usage(format!("the learning rate {text:?} {what}; write it like 0.002 or 5..3=0.001,2..0=0.004"))
-        };
-        let mut rates = Rates { rest: None, named: vec![] };
-        for part in text.split(',') {
-            let (stages, rate) = part.split_once('=').map_or((None, part), |(stages, rate)| (Some(stages), rate));
-            let rate: f64 = rate.trim().parse().map_err(|_| fault("has a part that is no number"))?;
-            let Some(stages) = stages else {
-                if rates.rest.replace(rate).is_some() {
-                    return Err(fault("has two numbers for all stages"));
-                }
-                continue;
-            };
-            let stages = range(stages).ok_or_else(|| fault("names something that is no stage"))?;
-            if rates.named.iter().any(|(other, _)| other.start() <= stages.end() && stages.start() <= other.end()) {
-                return Err(fault("names a stage twice"));
-            }
-            rates.named.push((stages, rate));
-        }
-        Ok(rates)
+    if let Some(named) = rates.highest().filter(|named| *named >= count) {
+        return Some(format!("a learning rate is given to stage {named}, of 0 to {}", count - 1));
     }
-}
-
-impl TryFrom<String> for Rates {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
-
-impl From<Rates> for String {
-    fn from(rates: Rates) -> Self {
-        rates.to_string()
-    }
-}
-
-impl fmt::Display for Rates {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = self.named.iter().map(|(stages, rate)| format!("{}..{}={rate}", stages.end(), stages.start()));
-        let parts: Vec<String> = self.rest.iter().map(f64::to_string).chain(named).collect();
-        f.write_str(&parts.join(","))
-    }
-}
-
-impl Rates {
-    /// A stage's rate; none where it is not given one.
-    pub fn of(&self, stage: usize) -> Option<f64> {
-        self.named.iter().find(|(stages, _)| stages.contains(&stage)).map(|(_, rate)| *rate).or(self.rest)
-    }
-
-    fn fault(&self, stages: &[usize], count: usize) -> Option<String> {
-        let all = self.rest.iter().chain(self.named.iter().map(|(_, rate)| rate));
-        if all.clone().any(|rate| !(*rate > 0.0 && rate.is_finite())) {
-            return Some("the learning rate must be a positive number".to_owned());
-        }
-        if let Some((named, _)) = self.named.iter().find(|(named, _)| *named.end() >= count) {
-            return Some(format!("a learning rate is given to stage {}, of 0 to {}", named.end(), count - 1));
-        }
-        let without = stages.iter().find(|stage| self.of(**stage).is_none())?;
-        Some(format!("stage {without} has no learning rate; add a number for the rest, as in 0.002,5..3=0.001"))
-    }
-}
-
-/// Stages of a style.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Stages(Vec<RangeInclusive<usize>>);
-
-impl FromStr for Stages {
-    type Err = Error;
-
-    /// `0..3`, `5`, `5..3,0`; a range is written either way round and holds both its ends.
-    fn from_str(text: &str) -> Result<Self> {
-        let stages: Option<Vec<_>> = text.split(',').map(range).collect();
-        let what = || Error::Usage(format!("{text:?} names no stages; write them like 0..3 or 5,2..0"));
-        stages.map(Stages).ok_or_else(what)
-    }
-}
-
-impl TryFrom<String> for Stages {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
-
-impl From<Stages> for String {
-    fn from(stages: Stages) -> Self {
-        stages.to_string()
-    }
-}
-
-impl fmt::Display for Stages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ranges: Vec<String> = self.0.iter().map(|range| format!("{}..{}", range.start(), range.end())).collect();
-        f.write_str(&ranges.join(","))
-    }
-}
-
-impl Stages {
-    fn contains(&self, stage: usize) -> bool {
-        self.0.iter().any(|range| range.contains(&stage))
-    }
-}
-
-/// `5..3` is 3, 4 and 5.
-fn range(text: &str) -> Option<RangeInclusive<usize>> {
-    let (from, to) = text.split_once("..").unwrap_or((text, text));
-    let (from, to): (usize, usize) = (from.trim().parse().ok()?, to.trim().parse().ok()?);
-    Some(from.min(to)..=from.max(to))
+    let without = stages.iter().find(|stage| rates.of(**stage).is_none())?;
+    Some(format!("stage {without} has no learning rate; add a number for the rest, as in 0.002,5..3=0.001"))
 }
 
 /// Choices beyond the paper's recipe; the defaults leave it as it is.
@@ -185,8 +59,8 @@ impl Options {
     }
 
     /// What is wrong with them for so many stages, if anything is.
-    pub(super) fn fault(&self, rates: &Rates, stages: usize) -> Option<String> {
-        let highest = self.learn_stages.iter().flat_map(|stages| &stages.0).map(|range| *range.end()).max();
+    pub(super) fn fault(&self, rates: &PerStage, stages: usize) -> Option<String> {
+        let highest = self.learn_stages.as_ref().and_then(Stages::highest);
         if highest.is_some_and(|highest| highest >= stages) {
             return Some(format!("stage {} is to learn, of 0 to {}", highest.unwrap_or(0), stages - 1));
         }
@@ -199,7 +73,7 @@ impl Options {
         if self.min_snr.is_some_and(|gamma| !(gamma > 0.0 && gamma.is_finite())) {
             return Some("min-SNR weighting takes a positive number, such as 5".to_owned());
         }
-        rates.fault(&self.learning(stages), stages)
+        fault_of_rates(rates, &self.learning(stages), stages)
     }
 
     /// What of them decides how a lesson goes, as text; empty for the paper's recipe. A lesson may be resumed with other
@@ -217,33 +91,6 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rates_for_stages() {
-        let rates: Rates = "5..3=0.001, 0..2=0.004".parse().unwrap();
-        assert_eq!(
-            (0..7).map(|stage| rates.of(stage)).collect::<Vec<_>>()[2..],
-            [Some(0.004), Some(0.001), Some(0.001), Some(0.001), None]
-        );
-        let rates: Rates = "0.002,1=0.5".parse().unwrap();
-        assert_eq!((rates.of(0), rates.of(1), rates.of(900)), (Some(0.002), Some(0.5), Some(0.002)));
-        for text in ["0.002", "0.002,1..1=0.5", "5..3=0.001,2..0=0.004"] {
-            let rates: Rates = text.parse().unwrap();
-            assert_eq!(rates.to_string(), text);
-            assert_eq!(serde_json::from_value::<Rates>(serde_json::to_value(&rates).unwrap()).unwrap(), rates);
-        }
-        for (text, what) in [
-            ("", "no number"),
-            ("x", "no number"),
-            ("1,2", "two numbers"),
-            ("5..3=1,4=2", "twice"),
-            ("a=1", "no stage"),
-            ("5-3=1", "no stage"),
-        ] {
-            let error = text.parse::<Rates>().unwrap_err().to_string();
-            assert!(error.contains(what), "{error}");
-        }
-    }
 
     #[test]
     fn what_options_do_not_fit_a_lesson() {
@@ -271,6 +118,5 @@ mod tests {
             let found = fault(&options, rates).unwrap_or_default();
             assert!(found.contains(what), "{found:?} for {options:?}");
         }
-        assert!("5..".parse::<Stages>().is_err() && "".parse::<Stages>().is_err());
     }
 }

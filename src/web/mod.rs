@@ -157,6 +157,7 @@ fn api() -> OpenApiRouter<Site> {
         .routes(routes!(paintings::picture))
         .routes(routes!(paintings::thumbnail))
         .routes(routes!(paintings::content))
+        .routes(routes!(paintings::control))
         .routes(routes!(styles::list))
         .routes(routes!(styles::picture))
         .routes(routes!(events::stream))

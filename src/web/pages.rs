@@ -41,10 +41,13 @@ const ASSETS: &[(&str, &str, &[u8])] = &[
     ("pictures.js", SCRIPT, include_bytes!("pages/pictures.js")),
     ("ring.js", SCRIPT, include_bytes!("pages/ring.js")),
     ("slideshow.js", SCRIPT, include_bytes!("pages/slideshow.js")),
+    ("stages.js", SCRIPT, include_bytes!("pages/stages.js")),
+    ("strengths.js", SCRIPT, include_bytes!("pages/strengths.js")),
     ("strings.js", SCRIPT, include_bytes!("pages/strings.js")),
     ("studio.js", SCRIPT, include_bytes!("pages/studio.js")),
     ("style.css", STYLE, include_bytes!("pages/style.css")),
     ("tiles.js", SCRIPT, include_bytes!("pages/tiles.js")),
+    ("tuning.js", SCRIPT, include_bytes!("pages/tuning.js")),
 ];
 
 /// The pages, each for the role that it is made for, and their parts, which are no secret.

@@ -6,6 +6,7 @@ use super::answer::{Fault, Json, Keep, Problem, Query, Sent, read};
 use super::guard::Caller;
 use super::share;
 use super::upload::{Form, picture as decoded};
+use crate::bundle::control::Control;
 use crate::daemon::job::{Id, Job, Kind, Origin, Painting, PaintingWish, State as JobState, Ticket};
 use crate::daemon::store::{Page, PaintingFile};
 use crate::painter::{GivenControl, Pictures, Request as Wish};
@@ -43,6 +44,9 @@ pub(super) struct PaintingOrder {
     /// Whether it goes into the gallery.
     #[schema(default = true)]
     kept: bool,
+    /// Whether what the ControlNets look at is kept, for `control.png`.
+    #[schema(default = false)]
+    save_control: bool,
     #[schema(inline)]
     #[serde(flatten)]
     request: Wish,
@@ -73,10 +77,11 @@ fn wish_of(mut fields: Map<String, Value>, role: Option<Role>) -> Result<(bool, 
     let camera = take(&mut fields, "camera")?.unwrap_or(false);
     let mix = take(&mut fields, "mix")?.unwrap_or_default();
     let kept = take(&mut fields, "kept")?.unwrap_or(true);
+    let save_control = take(&mut fields, "save_control")?.unwrap_or(false);
     let origin = take(&mut fields, "origin")?.unwrap_or_default();
     let origin = if role == Some(Role::Kiosk) { Origin::Kiosk } else { origin };
     let request = read_fields(fields)?;
-    Ok((camera, PaintingWish { request, mix, origin, kept }))
+    Ok((camera, PaintingWish { request, mix, origin, kept, save_control }))
 }
 
 /// What the fields of an object come to; a fault names its field.
@@ -318,6 +323,53 @@ pub(super) async fn content(
     asked: HeaderMap,
 ) -> Result<Response, Problem> {
     file(site, role, id, PaintingFile::Content, asked, wanted).await
+}
+
+/// Which control picture, and how.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct WantedControl {
+    /// Of several: `soft-edge`, `depth`, `canny` or `lineart`; without it the first.
+    kind: Option<String>,
+    /// `1`: to be saved under a name, not shown.
+    download: Option<String>,
+}
+
+/// What a ControlNet looked at, where the painting was ordered with `save_control`, PNG.
+#[utoipa::path(
+    get, path = "/api/v1/paintings/{id}/control.png", tag = "paintings", params(("id" = String, Path), WantedControl),
+    responses(
+        (status = 200, content_type = "image/png"),
+        (status = 404, description = "There is no such painting, or it keeps no such picture", body = Fault),
+        (status = 422, description = "There are no such control pictures", body = Fault),
+    )
+)]
+pub(super) async fn control(
+    State(site): State<Site>,
+    Extension(Caller(role)): Extension<Caller>,
+    Path(text): Path<String>,
+    Query(wanted): Query<WantedControl>,
+    asked: HeaderMap,
+) -> Result<Response, Problem> {
+    let number = id(&text, "painting")?;
+    let kind: Option<Control> = wanted.kind.map(|kind| kind.parse().map_err(Problem::wish)).transpose()?;
+    let kept =
+        site.ask(move |site| Ok(visible(site, number, role)?.ok_or_else(|| Problem::missing("painting"))?.controls));
+    let kept = kept.await?;
+    let control = kept.iter().find(|control| kind.is_none_or(|kind| kind == **control));
+    let control = *control.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, not_kept(kind, &kept)))?;
+    let wanted = Wanted { download: wanted.download };
+    file(site, role, text, PaintingFile::Control(control), asked, wanted).await
+}
+
+fn not_kept(kind: Option<Control>, kept: &[Control]) -> String {
+    match (kind, kept) {
+        (Some(kind), [_, ..]) => {
+            let there: Vec<_> = kept.iter().map(|control| control.name()).collect();
+            format!("this painting keeps no {kind} picture, only {}", there.join(" and "))
+        }
+        _ => "this painting keeps no control picture; one that is ordered with \"save_control\": true does".into(),
+    }
 }
 
 /// The last look at an unfinished painting, or at a style being learned, JPEG.

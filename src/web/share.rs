@@ -27,6 +27,10 @@ pub(super) fn called(file: PaintingFile, painting: &Painting) -> (&'static str, 
         PaintingFile::Picture => ("image/png", format!("pleinair-{id}.png"), sha256.clone()),
         PaintingFile::Thumbnail => ("image/jpeg", format!("pleinair-{id}-small.jpg"), format!("{sha256}-small")),
         PaintingFile::Content => ("image/jpeg", format!("pleinair-{id}-photograph.jpg"), format!("{sha256}-content")),
+        PaintingFile::Control(control) => {
+            let kind = control.slug();
+            ("image/png", format!("pleinair-{id}-{kind}.png"), format!("{sha256}-{kind}"))
+        }
     }
 }
 

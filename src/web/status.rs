@@ -112,6 +112,9 @@ pub(super) struct Kiosk {
     /// What its ControlNets look at.
     #[schema(value_type = Vec<String>)]
     controls: Vec<Control>,
+    /// Those of them whose pictures are made of photographs.
+    #[schema(value_type = Vec<String>)]
+    drawn: Vec<Control>,
     samplers: Vec<&'static str>,
     defaults: Defaults,
     /// Formats of pictures that are taken.
@@ -142,6 +145,8 @@ struct Defaults {
 pub(super) async fn kiosk(State(site): State<Site>, Extension(Caller(role)): Extension<Caller>) -> Json<Kiosk> {
     let (config, bundle) = (site.daemon().config(), site.daemon().bundle());
     let (kiosk, learning) = (&config.kiosk, &config.learning);
+    let controls: Vec<_> = bundle.controlnets.iter().map(|net| net.control).collect();
+    let drawn: Vec<_> = controls.iter().copied().filter(|control| bundle.can_draw(*control)).collect();
     Json(Kiosk {
         title: kiosk.title.clone(),
         language: config.language.clone(),
@@ -159,8 +164,9 @@ pub(super) async fn kiosk(State(site): State<Site>, Extension(Caller(role)): Ext
         bundle: bundle.name(),
         native_size: bundle.native_size(),
         size_step: bundle.size_step(),
-        control: bundle.controlnets.iter().any(|net| bundle.can_draw(net.control)),
-        controls: bundle.controlnets.iter().map(|net| net.control).collect(),
+        control: !drawn.is_empty(),
+        controls,
+        drawn,
         samplers: Sampler::ALL.map(Sampler::name).to_vec(),
         defaults: Defaults {
             painting: config.painting.wish.clone(),

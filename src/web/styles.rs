@@ -8,6 +8,7 @@ use super::paintings::{id, read_fields};
 use super::upload::{Form, picture as decoded};
 use crate::daemon::job::{LearningWish, LossPoint, Origin, StyleChange, StyleEntry, StyleSource, Ticket};
 use crate::side::content::context;
+use crate::stages::range;
 use crate::style::Style;
 use axum::Extension;
 use axum::extract::{Path, Request, State};
@@ -15,6 +16,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::ops::RangeInclusive;
 use utoipa::ToSchema;
 
 const VECTORS: &str = ".safetensors";
@@ -241,19 +243,16 @@ pub(super) async fn mix_with(
     let entry = site.ask(move |site| {
         let own = found(site, &id)?;
         let named: Vec<_> = mix.rules.iter().filter_map(|rule| stages_of(rule)).collect();
-        let left = (0..own.stages).filter(|stage| !named.iter().any(|(low, high)| (*low..=*high).contains(stage)));
+        let left = (0..own.stages).filter(|stage| !named.iter().any(|stages| stages.contains(stage)));
         let rules: Vec<String> = left.map(|stage| format!("{stage}=\"{id}\"")).chain(mix.rules.clone()).collect();
         mixed(site, &mix.name, &rules)
     });
     Ok((StatusCode::CREATED, Json(entry.await?)).into_response())
 }
 
-/// The lowest and the highest stage that a rule names; none for what is no rule, which the recipe will complain about.
-fn stages_of(rule: &str) -> Option<(usize, usize)> {
-    let (stages, _) = rule.split_once('=')?;
-    let (first, last) = stages.split_once("..").unwrap_or((stages, stages));
-    let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-    Some((usize::min(first, last), usize::max(first, last)))
+/// The stages that a rule names; none for what is no rule, which the recipe will complain about.
+fn stages_of(rule: &str) -> Option<RangeInclusive<usize>> {
+    range(rule.split_once('=')?.0)
 }
 
 fn mixed(site: &Site, name: &str, rules: &[String]) -> Result<StyleEntry, Problem> {
@@ -369,8 +368,8 @@ mod tests {
 
     #[test]
     fn rules_name_stages() {
-        assert_eq!(stages_of("5..3=a"), Some((3, 5)));
-        assert_eq!(stages_of("2=a*0.5+b"), Some((2, 2)));
+        assert_eq!(stages_of("5..3=a"), Some(3..=5));
+        assert_eq!(stages_of("2=a*0.5+b"), Some(2..=2));
         assert_eq!(stages_of("a"), None);
         assert_eq!(stages_of("x=a"), None);
     }

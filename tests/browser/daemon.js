@@ -2,7 +2,7 @@
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
@@ -11,12 +11,20 @@ export const ROOT = resolve(import.meta.dirname, "../..");
 const PROGRAM = resolve(ROOT, process.env.PLEINAIR ?? "target/debug/pleinair");
 const MODEL = resolve(ROOT, process.env.MODEL ?? "tests/fixtures/tiny-sd15");
 
+/** The model with a second ControlNet, which looks at Canny's edges, in this folder. */
+export async function withCanny(folder) {
+  await mkdir(folder, { recursive: true });
+  for (const name of await readdir(MODEL)) await symlink(join(MODEL, name), join(folder, name));
+  await symlink(join(MODEL, "controlnet"), join(folder, "controlnet_canny"));
+  return folder;
+}
+
 /** Starts a daemon with this configuration (TOML); resolves once it listens. */
-export async function serve(toml = "") {
+export async function serve(toml = "", model = MODEL) {
   const data = await mkdtemp(join(tmpdir(), "pleinair-browser-"));
   const config = join(data, "pleinair.toml");
   await writeFile(config, toml);
-  const order = ["serve", "--config", config, "--listen", "127.0.0.1:0", "--data", join(data, "data"), "--bundle", MODEL];
+  const order = ["serve", "--config", config, "--listen", "127.0.0.1:0", "--data", join(data, "data"), "--bundle", model];
   const child = spawn(PROGRAM, order, { stdio: ["ignore", "ignore", "pipe"], cwd: ROOT });
   const ended = once(child, "exit");
   const said = [];

@@ -38,7 +38,7 @@ test("words are painted with every knob", async () => {
   await page.getByRole("button", { name: "Roll a seed" }).click();
   const rolled = await page.locator("#paint input[name=seed]").inputValue();
   assert.match(rolled, /^\d+$/);
-  await page.locator("#wish summary").click();
+  await page.locator("#more summary").click();
   await page.getByRole("spinbutton", { name: "Steps" }).fill("5");
   await page.getByLabel("Sampler").selectOption("euler");
   await turn(page, "Guidance", 3);
@@ -69,7 +69,7 @@ test("a photograph is painted, compared, and taken back", async () => {
   await turn(page, "How far from the photograph", 0.6);
   await turn(page, "Hold on to the edges", 0.5);
   await page.getByLabel("From photograph to noise").selectOption("noise");
-  await page.locator("#wish summary").click();
+  await page.locator("#more summary").click();
   await page.getByRole("spinbutton", { name: "Steps" }).fill("5");
   await page.locator("#paint input[name=seed]").fill("7");
   await page.getByRole("button", { name: "Paint", exact: true }).click();
@@ -105,7 +105,7 @@ test("styles are mixed stage by stage, looked at, and kept", async () => {
   await page.getByLabel("Structure from").selectOption({ label: "Nocturne" });
   await page.getByLabel("Brush from").selectOption({ label: "Aurora" });
   await page.getByLabel("Shaping stages").fill("2");
-  await page.getByLabel("Stage 1", { exact: true }).selectOption("off");
+  await page.locator("#mix").getByLabel("Stage 1", { exact: true }).selectOption("off");
   await page.getByLabel("Stage 0: second style").selectOption({ label: "Nocturne" });
   await page.getByLabel(/Stage 0: share/).fill("60");
   await page.waitForFunction((before) => document.querySelector("#mix-look img")?.getAttribute("src") !== before, first);
@@ -134,10 +134,10 @@ test("a style is learned from pictures, kept, and a tile at the kiosk", async ()
   await page.getByLabel("What picture 2 shows").fill("{} of daffodils in a field");
   await accessible(page, "pictures to learn from");
   await fits(page, "pictures to learn from");
-  await page.locator("#lesson summary").click();
+  await page.locator("#learn-more summary").click();
   await page.getByRole("spinbutton", { name: "Steps" }).fill("12");
   await page.getByRole("spinbutton", { name: "Stages" }).fill("6");
-  await page.getByLabel("Learning rate").fill("0.01");
+  await page.getByRole("spinbutton", { name: "Learning rate" }).fill("0.01");
   await page.getByLabel("First word").fill("painting");
   await page.getByRole("button", { name: "Learn", exact: true }).click();
   await page.locator("#learn-preview").waitFor(visible);

@@ -64,6 +64,49 @@ fn a_photograph_is_painted_in_words_and_in_a_learned_style() {
 }
 
 #[test]
+fn strengths_change_from_stage_to_stage() {
+    let studio = Studio::new();
+    let style = learned().to_str().unwrap();
+    let wish = ["paint", "--bundle", TINY, "--prompt", "a boat, {}", "--style", style, "--steps", "8", "--out"];
+    let painted = |name: &str, scales: &[&str]| {
+        studio.done(&with(&with(&wish, &[name]), scales));
+        (Frame::open(studio.path(name)).unwrap(), texts(studio.read(name)).1["guidance"].clone())
+    };
+    let (number, guidance) = painted("a.png", &["--style-strength", "2", "--content-strength", "-1"]);
+    assert_eq!((&guidance["style"], &guidance["content"]), (&2.0.into(), &(-1.0).into()));
+    let same = ["--style-strength", "5..3=2,2..0=2", "--content-strength", "0..5=-1..-1"];
+    let (flat, guidance) = painted("b.png", &same);
+    assert_eq!(flat.rgb(), number.rgb());
+    assert_eq!((&guidance["style"], &guidance["content"]), (&"5..3=2,2..0=2".into(), &"5..0=-1".into()));
+    let (curve, guidance) = painted("c.png", &["--style-strength", "2..0=2", "--content-strength", "5..0=0..-1"]);
+    assert_ne!(curve.rgb(), number.rgb());
+    // what the picture says of itself paints it again
+    let recorded = [guidance["style"].as_str().unwrap(), guidance["content"].as_str().unwrap()];
+    let (again, _) = painted("d.png", &["--style-strength", recorded[0], "--content-strength", recorded[1]]);
+    assert_eq!(again.rgb(), curve.rgb());
+
+    let refused: [(&[&str], &str); 4] = [
+        (&["--style-strength", "6=1"], "the style strength of stage 6 is given, but there are only the stages 0 to 5"),
+        (&["--content-strength", "5..3=1,4=2"], "names a stage twice"),
+        (&["--content-strength", "x=1"], "names something that is no stage"),
+        (&["--style-strength", "5..0=1..inf"], "give a finite number"),
+    ];
+    for (scales, said) in refused {
+        studio.refuses(&with(&with(&wish, &["e.png"]), scales), 2, &[said]);
+    }
+    // in a sheet commas part the rows, and what is not named is 0 there too
+    let grid = |name: &str, strengths: &str| {
+        let scales = ["--content-strength", "1", "--style-strength", strengths, "--out", name];
+        studio.done(&with(&with(&["grid"], &wish[1..9]), &scales));
+        Frame::open(studio.path(name)).unwrap()
+    };
+    let (one, two) = (grid("one.png", "2..0=2"), grid("two.png", "2..0=2,0"));
+    assert!(two.height() > one.height() && two.width() == one.width(), "{one:?} {two:?}");
+    let refused = ["--style-strength", "0,6=1", "--out", "e.png"];
+    studio.refuses(&with(&with(&["grid"], &wish[1..9]), &refused), 2, &["stage 6"]);
+}
+
+#[test]
 fn several_pictures_are_numbered_and_none_is_written_over() {
     let studio = Studio::new();
     studio.done(&with(&PAINT, &["--count", "2", "--seed", "5", "--out", "many"]));

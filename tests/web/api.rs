@@ -26,6 +26,65 @@ async fn a_control_picture_can_be_given() {
     assert!(painted[0] != painted[1], "the control picture counts");
 }
 
+/// The tiny model with a second ControlNet, which looks at Canny's edges.
+fn model_with_canny(folder: &Path) -> Painter {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-sd15");
+    std::fs::create_dir(folder).unwrap();
+    for entry in std::fs::read_dir(&tiny).unwrap() {
+        let entry = entry.unwrap();
+        std::os::unix::fs::symlink(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    std::os::unix::fs::symlink(tiny.join("controlnet"), folder.join("controlnet_canny")).unwrap();
+    Painter::open(folder).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_controlnets_looked_at_is_kept_on_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let painter = model_with_canny(&folder.path().join("model"));
+    let house = House::with_model(folder, LOOPBACK, painter, |_| {});
+    let painted = async |scale: Value, save: bool, frame: &[(&str, Vec<u8>)]| {
+        let wish =
+            json!({"prompt": "a house", "steps": 2, "size": "128x64", "control_scale": scale, "save_control": save});
+        let answer = house.form("/api/v1/paintings", &[("wish", &wish.to_string())], frame).await;
+        let id = answer.json()["id"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned();
+        assert_eq!(house.over(&id).await, "finished");
+        id
+    };
+    let photo = [("frame", png(80, 60))];
+    let both = painted(json!("softedge=0.4,canny=0.3"), true, &photo).await;
+    let control = async |id: &str, more: &str| house.get(&format!("/api/v1/paintings/{id}/control.png{more}")).await;
+    let painting = house.get(&format!("/api/v1/paintings/{both}")).await.json()["painting"].clone();
+    assert_eq!(painting["controls"], json!(["soft-edge", "canny"]));
+    let [soft, canny] = [control(&both, "?kind=softedge").await.fine(), control(&both, "?kind=canny").await.fine()];
+    let frames = [&soft, &canny].map(|answer| Frame::from_bytes(&answer.body, 1 << 20).unwrap());
+    assert!(frames.iter().all(|frame| (frame.width(), frame.height()) == (128, 64)) && frames[0] != frames[1]);
+    assert_eq!((soft.header("content-type"), control(&both, "").await.body), ("image/png", soft.body.clone()));
+    assert_ne!(soft.header("etag"), canny.header("etag"));
+    let saved = control(&both, "?kind=canny&download=1").await;
+    assert!(saved.header("content-disposition").contains(&format!("pleinair-{both}-canny.png")), "{saved:?}");
+    control(&both, "?kind=depth").await.refused(404, "keeps no depth picture, only soft-edge and canny");
+    control(&both, "?kind=loud").await.refused(422, "loud");
+    // one that was given comes back as it was; the painting is the same whether it is kept or not
+    let given = [("control_image_canny", png(128, 64))];
+    let (kept, other) = (painted(json!(0.5), true, &given).await, painted(json!(0.5), false, &given).await);
+    let seen = Frame::from_bytes(&control(&kept, "").await.fine().body, 1 << 20).unwrap();
+    assert_eq!(seen, Frame::from_bytes(&given[0].1, 1 << 20).unwrap());
+    control(&other, "").await.refused(404, "keeps no control picture; one that is ordered with \"save_control\"");
+    control("0190a1b2-0000-7000-8000-000000000000", "").await.refused(404, "no such painting");
+    let nothing = json!({"prompt": "a house", "save_control": true});
+    house.post("/api/v1/paintings", nothing).await.refused(422, "no control picture to save");
+
+    let folder = house.folder.path().join("data/paintings");
+    let files = |id: &str| {
+        let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(id)).collect::<BTreeSet<_>>()
+    };
+    assert!(files(&both).contains(&format!("{both}.softedge.png")), "{:?}", files(&both));
+    assert_eq!(house.delete(&format!("/api/v1/paintings/{both}")).await.status, 204);
+    assert!(files(&both).is_empty() && !files(&kept).is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_photograph_is_painted_and_kept() {
     let house = House::with(LAN, |config| config.security.always = false);
@@ -91,6 +150,41 @@ async fn a_photograph_is_painted_and_kept() {
     for other in [format!("/p/{id}"), format!("/p/{id}?k=x"), format!("/p/{id}/image.png?k=x"), "/p/x".into()] {
         assert_eq!(house.get(&other).await.status, 404, "{other}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strengths_are_numbers_or_a_number_for_each_stage() {
+    let house = House::new();
+    let mut painted = vec![];
+    for strength in [json!(2), json!("5..3=2,2..0=2"), json!("2..0=2")] {
+        let wish =
+            json!({"prompt": "a house", "steps": 4, "seed": 7, "style_strength": strength, "content_strength": -1});
+        let id = house.order(wish).await;
+        assert_eq!(house.over(&id).await, "finished");
+        let painting = house.get(&format!("/api/v1/paintings/{id}")).await.json()["painting"].clone();
+        let guidance = &painting["recipe"]["guidance"];
+        assert_eq!(guidance["style"].as_f64(), strength.as_f64());
+        assert_eq!(guidance["style"].as_str(), strength.as_str());
+        let image = house.get(&format!("/api/v1/paintings/{id}/image.png")).await.fine();
+        painted.push(Frame::from_bytes(&image.body, 1 << 20).unwrap().rgb().to_vec());
+    }
+    assert!(painted[0] == painted[1] && painted[1] != painted[2]);
+    // a field of a form is text
+    let id =
+        house.form("/api/v1/paintings", &[("prompt", "a house"), ("steps", "1"), ("style_strength", "2")], &[]).await;
+    assert_eq!(house.over(id.json()["id"].as_str().unwrap()).await, "finished");
+    for (strength, word) in [
+        (json!("6=1"), "the style strength of stage 6 is given"),
+        (json!("5..3=2,4=1"), "names a stage twice"),
+        (json!({"5": 1}), "one for each stage"),
+        (json!("5=loud"), "no number"),
+    ] {
+        let wish = json!({"prompt": "a house", "style_strength": strength});
+        house.post("/api/v1/paintings", wish).await.refused(422, word);
+    }
+    let openapi = house.get("/api/openapi.json").await.json();
+    let schema = openapi["components"]["schemas"]["PerStage"]["oneOf"].clone();
+    assert_eq!((&schema[0]["type"], &schema[1]["type"]), (&json!("number"), &json!("string")), "{openapi}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

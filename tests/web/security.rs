@@ -20,6 +20,7 @@ async fn each_role_may_do_what_it_may() {
         ("GET", "/api/v1/paintings/{id}/image.png", Role::Gallery),
         ("GET", "/api/v1/paintings/{id}/thumbnail.jpg", Role::Gallery),
         ("GET", "/api/v1/paintings/{id}/content.jpg", Role::Gallery),
+        ("GET", "/api/v1/paintings/{id}/control.png", Role::Gallery),
         ("GET", "/api/v1/styles", Role::Gallery),
         ("GET", "/api/v1/styles/{id}/picture.jpg", Role::Gallery),
         ("GET", "/api/v1/events", Role::Gallery),

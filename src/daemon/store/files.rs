@@ -2,6 +2,7 @@
 //! becomes part of a path.
 
 use super::super::job::Id;
+use crate::bundle::control::Control;
 use crate::bundle::write::write_atomically;
 use crate::{Error, Result};
 use std::io::Write;
@@ -24,16 +25,22 @@ pub enum PaintingFile {
     Thumbnail,
     /// The photograph it was painted from, JPEG of the painting's size.
     Content,
+    /// What a ControlNet looked at, PNG of the painting's size.
+    Control(Control),
 }
 
 impl PaintingFile {
-    const ALL: [PaintingFile; 3] = [PaintingFile::Picture, PaintingFile::Thumbnail, PaintingFile::Content];
+    fn all() -> impl Iterator<Item = PaintingFile> {
+        let controls = Control::ALL.into_iter().map(PaintingFile::Control);
+        [PaintingFile::Picture, PaintingFile::Thumbnail, PaintingFile::Content].into_iter().chain(controls)
+    }
 
-    fn ending(self) -> &'static str {
+    fn ending(self) -> String {
         match self {
-            PaintingFile::Picture => ".png",
-            PaintingFile::Thumbnail => ".jpg",
-            PaintingFile::Content => ".content.jpg",
+            PaintingFile::Picture => ".png".into(),
+            PaintingFile::Thumbnail => ".jpg".into(),
+            PaintingFile::Content => ".content.jpg".into(),
+            PaintingFile::Control(control) => format!(".{}.png", control.slug()),
         }
     }
 }
@@ -94,7 +101,7 @@ impl Files {
     }
 
     pub(in super::super) fn forget_painting(&self, id: Id) {
-        PaintingFile::ALL.iter().for_each(|&file| remove(&self.painting(id, file)));
+        PaintingFile::all().for_each(|file| remove(&self.painting(id, file)));
     }
 
     pub(in super::super) fn forget_style(&self, id: &str) {

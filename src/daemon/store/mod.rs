@@ -24,7 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Each entry brings the database from the version of its index to the next.
-const MIGRATIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("settings.sql")];
+const MIGRATIONS: [&str; 3] = [include_str!("schema.sql"), include_str!("settings.sql"), include_str!("controls.sql")];
 /// How long one connection waits for the other.
 const BUSY: Duration = Duration::from_secs(10);
 

@@ -2,6 +2,7 @@
 
 use super::{Store, from_id, from_json, from_word, json, now, word};
 use crate::Result;
+use crate::bundle::control::Control;
 use crate::daemon::job::{Id, Millis, Origin, Painting, State};
 use rusqlite::{OptionalExtension, Row, params};
 use serde_json::Value;
@@ -29,6 +30,8 @@ pub struct NewPainting {
     pub kept: bool,
     /// Whether there is a photograph to compare it with.
     pub has_content: bool,
+    /// What its control pictures show.
+    pub controls: Vec<Control>,
     /// How it was painted.
     pub recipe: Value,
 }
@@ -59,7 +62,7 @@ impl Store {
             }
             let insert =
                 "INSERT INTO paintings (id, created, width, height, bytes, sha256, prompt, styles, origin, kept,
-                          content, recipe) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+                          content, recipe, controls) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
             let (styles, recipe) = (json(&new.styles), new.recipe.to_string());
             let values = params![
                 new.id.to_string(),
@@ -73,7 +76,8 @@ impl Store {
                 word(new.origin),
                 new.kept,
                 new.has_content,
-                recipe
+                recipe,
+                json(&new.controls)
             ];
             db.execute(insert, values)?;
             Ok(true)
@@ -160,7 +164,7 @@ impl Store {
 }
 
 const COLUMNS: &str =
-    "id, created, width, height, bytes, sha256, prompt, styles, origin, kept, content, prints, recipe";
+    "id, created, width, height, bytes, sha256, prompt, styles, origin, kept, content, prints, recipe, controls";
 
 fn painting(row: &Row<'_>) -> rusqlite::Result<Painting> {
     Ok(Painting {
@@ -177,5 +181,6 @@ fn painting(row: &Row<'_>) -> rusqlite::Result<Painting> {
         has_content: row.get(10)?,
         prints: row.get(11)?,
         recipe: from_json(&row.get::<_, String>(12)?)?,
+        controls: from_json(&row.get::<_, String>(13)?)?,
     })
 }

@@ -72,11 +72,12 @@ export function paint(wish, picture) {
   return ask("POST", "/paintings", form);
 }
 
-/** Orders a lesson; `wish.contexts` has a text for each picture. */
-export function learn(wish, pictures) {
+/** Orders a lesson; `wish.contexts` has a text for each picture, and the unfinished style is tried on the photographs. */
+export function learn(wish, pictures, photographs = []) {
   const form = new FormData();
   form.append("wish", JSON.stringify(wish));
   for (const picture of pictures) form.append("image", picture, "image");
+  for (const photograph of photographs) form.append("validate_image", photograph, "photograph");
   return ask("POST", "/styles", form);
 }
 
@@ -94,9 +95,11 @@ export async function caption(picture) {
   return (await ask("POST", "/captions", form)).caption;
 }
 
-/** The file of a painting: `image.png`, `preview.jpg`, `content.jpg`, `thumbnail.jpg`, `qr.svg`. */
+/** The file of a painting: `image.png`, `control.png`, `preview.jpg`, `content.jpg`, `thumbnail.jpg`, `qr.svg`. */
 export const paintingFile = (id, file) => `${ROOT}/paintings/${part(id)}/${file}`;
 export const stylePicture = (id) => `${ROOT}/styles/${part(id)}/picture.jpg`;
+/** What a lesson tried its style on, as it was last painted. */
+export const styleValidation = (id) => `${ROOT}/styles/${part(id)}/validation.png`;
 export const styleFile = (id) => `${ROOT}/styles/${part(id)}.safetensors`;
 export const liveView = `${ROOT}/camera.mjpeg`;
 export const liveFrame = `${ROOT}/frame.jpg`;

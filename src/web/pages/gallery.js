@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { compare } from "./compare.js";
 import { begin, make, settled, shape, show, the } from "./element.js";
-import { spoken, wallLabel } from "./label.js";
+import { controlLinks, spoken, wallLabel } from "./label.js";
 import { Slideshow } from "./slideshow.js";
 import { moment, say, speak } from "./strings.js";
 
@@ -82,6 +82,7 @@ class Gallery {
     shape(the("large-picture").parentElement, painting.width, painting.height);
     the("large-label").replaceChildren(wallLabel(painting));
     the("recipe").replaceChildren(...facts(painting));
+    the("controls").replaceChildren(...controlLinks(painting));
     the("large-line").textContent = "";
     the("download").href = `${after}?download=1`;
     the("download").download = `pleinair-${id}.png`;

@@ -2,11 +2,12 @@
 
 import * as api from "./api.js";
 import { drawCurve } from "./curve.js";
-import { make, show, the } from "./element.js";
+import { make, shape, show, the } from "./element.js";
 import * as knobs from "./knobs.js";
 import { draw, dropped } from "./pictures.js";
 import { Ring } from "./ring.js";
 import { duration, number, say } from "./strings.js";
+import { Tuning } from "./tuning.js";
 
 /** Milliseconds between two looks at the losses. */
 const EVERY = 1000;
@@ -27,7 +28,15 @@ export class Learning {
     this.init = make("input", { id: "init", type: "text", placeholder: defaults.learning_init, autocomplete: "off" });
     const init = make("div", { class: "knob" }, make("label", { for: "init" }, say("studio.learn.init")), this.init, make("p", { class: "hint" }, say("studio.learn.init.hint")));
     the("knobs-learn").append(...this.knobs.map((knob) => knob.place), init);
+    this.tuning = new Tuning(defaults, (fault) => (the("learn-line").textContent = fault));
+    const stages = this.knobs.find((knob) => knob.name === "stages");
+    const count = () => this.tuning.count(stages.value() ?? defaults.learning_stages);
+    stages.input.addEventListener("input", count);
+    count();
+    // a field that is wrong is shown, wherever it is
+    the("lesson").addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true);
     dropped(the("learn-drop"), the("learn-files"), (files) => this.#add(files));
+    the("learn-preview").addEventListener("load", ({ target }) => shape(target.parentElement, target.naturalWidth, target.naturalHeight));
     dropped(the("bring-drop"), the("bring"), ([file]) => this.#bring(file));
     the("lesson").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -86,14 +95,15 @@ export class Learning {
   }
 
   async #order() {
-    const wish = { ...knobs.turned(this.knobs), contexts: this.pictures.map((entry) => context(entry.field.value)) };
+    const wish = { ...knobs.turned(this.knobs), ...this.tuning.wish(), contexts: this.pictures.map((entry) => context(entry.field.value)) };
     const proposals = this.pictures.map((entry) => entry.proposal ?? "");
     if (proposals.some(Boolean)) wish.proposals = proposals;
     if (this.init.value.trim()) wish.init = this.init.value.trim();
     try {
-      const ticket = await api.learn(wish, this.pictures.map((entry) => entry.file));
+      const ticket = await api.learn(wish, this.pictures.map((entry) => entry.file), this.tuning.photographs);
       this.pictures = [];
       the("pictures").replaceChildren();
+      this.tried = Boolean(wish.validate_prompts || this.tuning.photographs.length);
       this.#follow(ticket.id);
     } catch (fault) {
       the("learn-line").textContent = fault.message;
@@ -107,6 +117,8 @@ export class Learning {
     show(the("learn-progress"));
     show(the("learn-look"), false);
     the("curve").replaceChildren();
+    the("curve-key").replaceChildren();
+    this.validation = null;
     show(the("learn-cancel"));
     the("learn-line").textContent = say("studio.learn.waits");
     this.catchUp();
@@ -121,21 +133,27 @@ export class Learning {
     else if (name === "finished") this.catchUp();
   }
 
-  #step({ step, steps, smoothed }) {
+  #step({ step, steps, smoothed, validation }) {
     this.ring.set(step / steps, say("studio.percent", { n: number((100 * step) / steps) }));
     the("learn-line").textContent = say("studio.learn.step", { step: number(step), steps: number(steps), loss: number(smoothed, 3) });
+    this.validation = validation ?? this.validation;
+    if (this.validation) the("learn-line").textContent += ` ${say("studio.learn.validation", { loss: number(this.validation, 3) })}`;
     if (Date.now() - (this.drawn ?? 0) > EVERY) this.#curve(steps);
   }
 
   async #curve(steps) {
     this.drawn = Date.now();
     const points = await api.losses(this.id).catch(() => []);
-    drawCurve(the("curve"), points, steps);
+    drawCurve(the("curve"), the("curve-key"), points, steps);
   }
 
   #look(version) {
+    this.#hang(`${api.paintingFile(this.id, "preview.jpg")}?v=${version}`);
+  }
+
+  #hang(source) {
     const next = new Image();
-    next.src = `${api.paintingFile(this.id, "preview.jpg")}?v=${version}`;
+    next.src = source;
     next.decode().then(() => {
       the("learn-preview").src = next.src;
       the("learn-preview").alt = say("studio.learn.preview");
@@ -158,9 +176,11 @@ export class Learning {
 
   async #done(id, steps) {
     const points = await api.losses(id).catch(() => []);
-    drawCurve(the("curve"), points, points.at(-1)?.step ?? steps);
+    drawCurve(the("curve"), the("curve-key"), points, points.at(-1)?.step ?? steps);
     this.ring.set(1, say("studio.percent", { n: number(100) }));
     show(the("learn-cancel"), false);
+    if (this.tried) this.#hang(api.styleValidation(id));
+    this.tried = false;
     this.id = null;
     this.#ready();
     the("learn-line").textContent = say("studio.learn.done");

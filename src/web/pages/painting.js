@@ -3,10 +3,12 @@
 import * as api from "./api.js";
 import { compare } from "./compare.js";
 import { make, shape, show, the } from "./element.js";
-import { wallLabel, spoken } from "./label.js";
+import { controlLinks, wallLabel, spoken } from "./label.js";
 import * as knobs from "./knobs.js";
 import { draw, dropped } from "./pictures.js";
 import { Ring } from "./ring.js";
+import { STAGES } from "./stages.js";
+import { controls, staged } from "./strengths.js";
 import { number, say } from "./strings.js";
 
 export class Painting {
@@ -22,24 +24,27 @@ export class Painting {
       event.preventDefault();
       this.#order();
     });
-    the("wish").addEventListener("reset", () => {
+    // once the browser has reset the fields: it puts sliders in the middle
+    the("wish").addEventListener("reset", () => setTimeout(() => {
       this.all.forEach((knob) => knob.reset());
+      this.#stages();
       this.#motif(null);
-    });
+    }));
     the("paint-cancel").addEventListener("click", () => this.id && api.cancel(this.id).catch(() => {}));
   }
 
   #knobs() {
     const { defaults, samplers, native_size: native } = this.settings;
     const usual = { style_strength: 0, content_strength: 0, ...defaults, ...given(defaults.painting) };
+    const { drawn } = this.settings;
     const groups = {
-      "knobs-style": [
-        knobs.slider({ name: "style_strength", label: say("studio.style_strength"), hint: say("studio.style_strength.hint"), min: 0, max: 10, step: 0.5, usual: usual.style_strength }),
-        knobs.slider({ name: "content_strength", label: say("studio.content_strength"), hint: say("studio.content_strength.hint"), min: 0, max: 10, step: 0.5, usual: usual.content_strength }),
-      ],
+      "knobs-style": (this.strengths = [
+        staged({ name: "style_strength", label: say("studio.style_strength"), hint: say("studio.style_strength.hint"), min: 0, max: 10, step: 0.5, usual: usual.style_strength }),
+        staged({ name: "content_strength", label: say("studio.content_strength"), hint: say("studio.content_strength.hint"), min: 0, max: 10, step: 0.5, usual: usual.content_strength }),
+      ]),
       "knobs-photograph": [
         knobs.slider({ name: "strength", label: say("studio.strength"), hint: say("studio.strength.hint"), min: 0.05, max: 1, step: 0.05, usual: usual.strength }),
-        knobs.slider({ name: "control_scale", label: say("studio.control_scale"), hint: say("studio.control_scale.hint"), min: 0, max: 2, step: 0.05, usual: usual.control_scale }),
+        ...(drawn.length ? [controls(drawn, usual.control_scale), knobs.check({ name: "save_control", label: say("studio.save_control"), hint: say("studio.save_control.hint") })] : []),
         knobs.choice({ name: "invert", label: say("studio.invert"), hint: say("studio.invert.hint"), choices: [["", say("studio.automatic")], ["noise", say("studio.invert.noise")], ["ddim", say("studio.invert.ddim")]] }),
       ],
       "knobs-canvas": [knobs.size(native, this.settings.size_step), knobs.seed()],
@@ -52,6 +57,15 @@ export class Painting {
     };
     for (const [place, group] of Object.entries(groups)) the(place).append(...group.map((knob) => knob.place));
     this.all = Object.values(groups).flat();
+    the("rows").append(...this.strengths.map((strength) => strength.row));
+    the("styles").addEventListener("change", () => this.#stages());
+  }
+
+  /** Strengths by stage have the stages of the chosen styles, the most of several. */
+  #stages() {
+    const staged = this.here.filter((style) => style.stages > 1 && this.#chosen().includes(style.id));
+    const stages = staged.length ? Math.max(...staged.map((style) => style.stages)) : STAGES;
+    for (const strength of this.strengths) strength.count(stages);
   }
 
   /** The styles there are now. */
@@ -60,6 +74,8 @@ export class Painting {
     const choices = styles.map((style) => make("label", { class: "chip" },
       make("input", { type: "checkbox", value: style.id, name: "style", ...(chosen.includes(style.id) ? { checked: true } : {}) }), make("span", {}, style.name)));
     the("styles").replaceChildren(...choices);
+    this.here = styles;
+    this.#stages();
   }
 
   #chosen() {
@@ -93,6 +109,7 @@ export class Painting {
     request.styles = [...this.#chosen(), ...words];
     if (the("prompt").value.trim()) request.prompt = the("prompt").value.trim();
     if (the("negative").value.trim()) request.negative = the("negative").value.trim();
+    if (!this.picture) delete request.save_control;
     return { ...request, origin: "studio", kept: true };
   }
 
@@ -153,6 +170,7 @@ export class Painting {
     shape(the("easel").parentElement, painting.width, painting.height);
     the("paint-label").replaceChildren(wallLabel(painting));
     the("paint-save").href = `${after}?download=1`;
+    the("paint-controls").replaceChildren(...controlLinks(painting));
     show(the("paint-after"));
     const seed = painting.recipe?.seed;
     this.#over(seed === undefined ? say("studio.done") : say("studio.done.seed", { seed: String(seed) }));

@@ -189,7 +189,7 @@ fn wish_of(site: &Site, order: &Order, from_image: bool) -> Result<(PaintingWish
     };
     let kept = order.save_images.unwrap_or(false);
     let pictures = Pictures { content, controls };
-    Ok((PaintingWish { request, mix: vec![], origin: Origin::Sdapi, kept }, pictures, notes))
+    Ok((PaintingWish { request, mix: vec![], origin: Origin::Sdapi, kept, save_control: false }, pictures, notes))
 }
 
 fn sampler(order: &Order, notes: &mut Vec<String>) -> Result<Option<crate::sampler::Sampler>, Problem> {

@@ -248,7 +248,7 @@ fn what_cannot_be_resumed_or_taught_is_refused() {
         (&["--stages", "0"], "number of stages"),
         (&["--lr", "5..3=0.001"], "stage 0 has no learning rate"),
         (&["--lr", "7=0.001,0.1"], "stage 7, of 0 to 5"),
-        (&["--lr", "fast"], "write it like 0.002"),
+        (&["--lr", "fast"], "write one number, or one for each stage"),
         (&["--learn-stages", "4..9"], "stage 9 is to learn"),
         (&["--vectors-per-stage", "0"], "1 to 75"),
         (&["--accumulate", "0"], "at least 1"),

@@ -97,7 +97,11 @@ fn what_is_no_captioner_is_refused() {
         ("\"image_size\": 32", "1099511627776", "sizes are those of no network"),
         ("\"vocab_size\": 58", "0", "sizes are those of no network"),
         ("\"bos_token_id\": 56", "58", "bos_token_id is 58, outside a vocabulary of 58"),
-        ("\"model_type\": \"blip\"", "\"clip\"", "its model_type is \"clip\""),
+        ("\"bos_token_id\": 56", "-1", "bos_token_id is -1, outside a vocabulary of 58"),
+        ("\"sep_token_id\": 3", "\"[SEP]\"", "sep_token_id is \"[SEP]\", outside a vocabulary"),
+        ("\"sep_token_id\": 3", "4", "sep_token_id is 4, the tokenizer's [SEP] 3"),
+        ("\"model_type\": \"blip\"", "\"clip\"", "its model_type is \"clip\", must be \"blip\""),
+        ("\"model_type\": \"blip\"", "null", "its model_type is null"),
     ] {
         let change = |place: &Path| {
             let path = place.join("config.json");
@@ -114,12 +118,24 @@ fn what_is_no_captioner_is_refused() {
         (r#"{"image_std": [1, 0, 1]}"#, "above 0"),
         (r#"{"do_normalize": false}"#, "do_normalize is false"),
         (r#"{"resample": 2}"#, "must be 3 (bicubic)"),
+        (r#"{"resample": "bicubic"}"#, "must be 3 (bicubic)"),
+        (r#"{"do_resize": "no"}"#, "do_resize is \"no\", must be true"),
+        (r#"{"do_center_crop": true}"#, "do_center_crop is true, must be false"),
         (r#"{"rescale_factor": 1}"#, "must be 1/255"),
-        (r#"{"size": 384}"#, "must be 32"),
-        (r#"{"size": {"height": 32, "width": 33}}"#, "must be 32"),
+        (r#"{"rescale_factor": "1/255"}"#, "must be 1/255"),
+        (r#"{"size": 384}"#, "must be 32x32"),
+        (r#"{"size": {"height": 32, "width": 33}}"#, "must be 32x32"),
+        (r#"{"size": {"shortest_edge": 32}}"#, "must be 32x32"),
+        (r#"[1]"#, "no preprocessor's configuration"),
     ] {
         let error = broken(&|place| std::fs::write(place.join("preprocessor_config.json"), text).unwrap()).to_string();
         assert!(error.contains(said) && error.contains("preprocessor_config.json"), "{text}: {error}");
+        let among = |place: &Path| {
+            std::fs::remove_file(place.join("preprocessor_config.json")).unwrap();
+            std::fs::write(place.join("processor_config.json"), format!("{{\"image_processor\": {text}}}")).unwrap();
+        };
+        let error = broken(&among).to_string();
+        assert!(error.contains(said) && error.contains("/processor_config.json"), "{text}: {error}");
     }
     // what it does not say is as BLIP has it
     let silent = |place: &Path| std::fs::remove_file(place.join("preprocessor_config.json")).unwrap();

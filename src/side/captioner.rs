@@ -80,8 +80,8 @@ impl Captioner {
         let settings = read(&folder.join("config.json"))?;
         let network =
             |fault: &dyn fmt::Display| Error::file(&folder.join("config.json"), format!("is no BLIP's: {fault}"));
-        if !matches!(settings["model_type"].as_str(), None | Some("blip")) {
-            return Err(network(&format!("its model_type is {}", settings["model_type"])));
+        if settings["model_type"] != "blip" {
+            return Err(network(&format!("its model_type is {}, must be \"blip\"", settings["model_type"])));
         }
         let config = config(&settings).map_err(|fault| network(&fault))?;
         let (text, vision) = (&config.text_config, &config.vision_config);
@@ -110,20 +110,26 @@ impl Captioner {
             BlipForConditionalGeneration::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu));
         let blip = blip.map_err(|fault| Error::file(folder, format!("the captioner's weights do not fit: {fault}")))?;
         let (mean, std) = statistics(folder, vision.image_size)?;
-        let token = |name: &str, usual: u64| {
-            let id = settings["text_config"].get(name).and_then(Value::as_u64).unwrap_or(usual);
-            let fault = || network(&format!("{name} is {id}, outside a vocabulary of {}", text.vocab_size));
-            if id < text.vocab_size as u64 { Ok(id as u32) } else { Err(fault()) }
+        let tokenizer = tokenizer(folder)?;
+        let token = |name: &str, usual: u32, word: &str| {
+            let given = settings["text_config"].get(name).cloned().unwrap_or_else(|| usual.into());
+            let id = given.as_u64().and_then(|id| u32::try_from(id).ok());
+            let outside = || network(&format!("{name} is {given}, outside a vocabulary of {}", text.vocab_size));
+            let id = id.filter(|id| (*id as usize) < text.vocab_size).ok_or_else(outside)?;
+            match tokenizer.token_to_id(word) {
+                Some(own) if own != id => Err(network(&format!("{name} is {id}, the tokenizer's {word} {own}"))),
+                _ => Ok(id),
+            }
         };
         Ok(Captioner {
-            tokenizer: tokenizer(folder)?,
             side: vision.image_size,
             mean,
             std,
-            first: token("bos_token_id", 30522)?,
-            last: token("sep_token_id", 102)?,
+            first: token("bos_token_id", 30522, "[DEC]")?,
+            last: token("sep_token_id", 102, "[SEP]")?,
             longest: MOST_TOKENS.min(text.max_position_embeddings.saturating_sub(1)),
             folder: folder.to_path_buf(),
+            tokenizer,
             blip,
         })
     }
@@ -200,34 +206,46 @@ fn read(path: &Path) -> Result<Value> {
     serde_json::from_slice(&text).map_err(|fault| Error::file(path, fault.to_string()))
 }
 
+/// What the pictures' preprocessor is said to do: in a file of its own, or since transformers 5 among the processor's; nothing
+/// where neither is there.
+fn preprocessor(folder: &Path) -> Result<Option<(PathBuf, Value)>> {
+    let [own, all] = ["preprocessor_config.json", "processor_config.json"].map(|name| folder.join(name));
+    if own.is_file() {
+        let said = read(&own)?;
+        return Ok(Some((own, said)));
+    }
+    let said = if all.is_file() { read(&all)?.get("image_processor").cloned() } else { None };
+    Ok(said.map(|said| (all, said)))
+}
+
 /// Mean and deviation by the preprocessor's file, those of BLIP where it or a key is missing.
 ///
 /// # Errors
 /// For a file that is damaged or asks for what this program does not do, by key.
 fn statistics(folder: &Path, side: usize) -> Result<([f32; 3], [f32; 3])> {
-    let path = folder.join("preprocessor_config.json");
-    if !path.is_file() {
-        return Ok((MEAN, STD));
-    }
-    let shown = read(&path)?;
+    let Some((path, shown)) = preprocessor(folder)? else { return Ok((MEAN, STD)) };
     let fault = |key: &str, wanted: &str| Error::file(&path, format!("{key} is {}, must be {wanted}", shown[key]));
-    for key in ["do_resize", "do_rescale", "do_normalize"] {
-        if shown[key] == false {
-            return Err(fault(key, "true"));
+    if !shown.is_object() {
+        return Err(Error::file(&path, "is no preprocessor's configuration"));
+    }
+    for (key, wanted) in [("do_resize", true), ("do_rescale", true), ("do_normalize", true), ("do_center_crop", false)]
+    {
+        if !shown[key].is_null() && shown[key] != wanted {
+            return Err(fault(key, &wanted.to_string()));
         }
     }
-    if !matches!(shown["resample"].as_u64(), Some(3)) && !shown["resample"].is_null() {
+    if !shown["resample"].is_null() && shown["resample"] != 3 {
         return Err(fault("resample", "3 (bicubic)"));
     }
-    let factor = shown["rescale_factor"].as_f64();
-    if factor.is_some_and(|factor| !((factor * 255.0 - 1.0).abs() < 1e-6)) {
+    let near = |factor: f64| (factor * 255.0 - 1.0).abs() < 1e-6;
+    if !shown["rescale_factor"].is_null() && !shown["rescale_factor"].as_f64().is_some_and(near) {
         return Err(fault("rescale_factor", "1/255"));
     }
-    // one number in older files
+    // one number in older files; an edge alone would keep the picture's shape
     let size = &shown["size"];
-    let fits = |given: &Value| given.is_null() || given.as_u64() == Some(side as u64);
-    if !(if size.is_object() { fits(&size["height"]) && fits(&size["width"]) } else { fits(size) }) {
-        return Err(fault("size", &format!("{side}, as the network's")));
+    let fits = |given: &Value| given.as_u64() == Some(side as u64);
+    if !(size.is_null() || fits(size) || fits(&size["height"]) && fits(&size["width"])) {
+        return Err(fault("size", &format!("{side}x{side}, as the network's")));
     }
     let three = |key: &str, usual: [f32; 3]| match &shown[key] {
         Value::Null => Ok(usual),

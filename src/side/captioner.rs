@@ -54,7 +54,7 @@ impl fmt::Debug for Captioner {
 /// The files of a captioner's folder that are read, the first of those that stand for one another.
 const FILES: [&[&str]; 4] = [
     &["config.json"],
-    &["preprocessor_config.json"],
+    &["preprocessor_config.json", "processor_config.json"],
     &["model.safetensors", "pytorch_model.bin"],
     &["tokenizer.json", "vocab.txt"],
 ];

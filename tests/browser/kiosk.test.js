@@ -229,6 +229,7 @@ describe("with the machine's camera", () => {
   test("a lost camera is said, and found again", async () => {
     const page = await visit(chromium, daemon, "/", { size: SMALL, allowed: [/503/] });
     await page.locator("#shutter:enabled").waitFor();
+    await daemon.heard(1); // the page listens a moment after its shutter can be pressed
     await rename(folder, `${folder}-away`);
     await page.getByRole("heading", { name: "Die Kamera ist nicht da" }).waitFor();
     await page.locator("#shutter:disabled").waitFor();

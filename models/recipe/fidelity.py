@@ -43,6 +43,7 @@ CONDITIONS = {  # heading: (lesson or None for the initial word, more options of
     "T = 6, DDIM inversion": ("t6", ["--invert", "ddim"]),
 }
 REFERENCE = "T = 6"
+SHEET = "![Per style: style picture, photograph, and one painting of each row of the first table](fidelity.jpg)"
 # what the paper's ablation says, as pairs (better, worse, score)
 PAPER = [
     ("T = 6, without context", "T = 1, without context (textual inversion)", "style"),
@@ -164,7 +165,7 @@ def main():
         text = f.read()
     head, rest = text.split(begin)
     with open(path, "w") as f:
-        f.write(f"{head}{begin}\n\n{report(scores)}\n\n{end}{rest.split(end)[1]}")
+        f.write(f"{head}{begin}\n\n{report(scores)}\n\n{SHEET}\n\n{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":

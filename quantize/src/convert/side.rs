@@ -1,4 +1,4 @@
-//! What goes into a bundle besides its networks: VAE, depth estimator, tokenizer, schedule, styles.
+//! What goes into a bundle besides its networks and its captioner: VAE, depth estimator, tokenizer, schedule, styles.
 
 use super::Convert;
 use crate::folder::write_synced;

@@ -1,5 +1,6 @@
 //! `convert`: a full-precision pipeline in, a bundle out.
 
+mod captioner;
 mod side;
 
 use crate::calibrate::{self, Budget};
@@ -59,8 +60,7 @@ pub struct Convert {
     /// A network that draws lines to include, as .onnx; a folder's own in lineart/ is taken without asking
     #[arg(long, value_name = "FILE")]
     pub lineart: Option<PathBuf>,
-    /// A captioner to include: BLIP, as a folder of transformers' files; a folder's own in captioner/ is taken without
-    /// asking
+    /// A captioner (BLIP) to include, as transformers' folder; a folder's own in captioner/ is taken without asking
     #[arg(long, value_name = "DIR")]
     pub captioner: Option<PathBuf>,
     /// The folder whose config.json files describe a single-file checkpoint that has not Stable Diffusion 1.5's shape
@@ -184,6 +184,7 @@ impl Convert {
         let layers: Vec<String> = networks.each().flat_map(|network| network.layers()).collect();
         rules::check(&self.keep, layers.iter().map(String::as_str))?;
         self.side_models(&source, folder.path(), &mut manifest)?;
+        self.captioner(folder.path(), &mut manifest, interrupted)?;
 
         let full = match self.calibrate {
             Some(samplings) => {
@@ -232,8 +233,8 @@ impl Convert {
             _ => {}
         }
         // --force must not delete what is being read
-        let networks = [&self.controlnet, &self.vae, &self.tiny_vae, &self.depth, &self.lineart, &self.captioner];
-        let named = networks
+        let sides = [&self.controlnet, &self.vae, &self.tiny_vae, &self.depth, &self.lineart, &self.captioner];
+        let named = sides
             .into_iter()
             .chain([&self.config, &self.tokenizer])
             .flatten()

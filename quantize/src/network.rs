@@ -227,7 +227,7 @@ fn stored_as(dtype: Dtype) -> safetensors::Dtype {
 }
 
 /// Numbers as little-endian bytes, a piece at a time: no second copy of a whole tensor.
-fn in_pieces<T: Copy, const N: usize>(
+pub(crate) fn in_pieces<T: Copy, const N: usize>(
     values: &[T],
     bytes: impl Fn(T) -> [u8; N],
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,

@@ -11,7 +11,7 @@ use candle_core::{D, DType, Device, Module, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::blip::{BlipForConditionalGeneration, Config};
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
@@ -20,6 +20,8 @@ use tokenizers::models::wordpiece::WordPiece;
 
 /// The folder in a model's.
 pub const FOLDER: &str = "captioner";
+/// Its weights as they are written today.
+pub const WEIGHTS: &str = "model.safetensors";
 /// As transformers' generation has it where nothing is said.
 const MOST_TOKENS: usize = 20;
 /// No captioner is larger in any direction; a damaged configuration may say anything.
@@ -37,6 +39,8 @@ pub struct Captioner {
     folder: PathBuf,
     blip: BlipForConditionalGeneration,
     tokenizer: Tokenizer,
+    /// Of the file, what is tied counted once.
+    parameters: u64,
     side: usize,
     mean: [f32; 3],
     std: [f32; 3],
@@ -51,22 +55,16 @@ impl fmt::Debug for Captioner {
     }
 }
 
-/// The files of a captioner's folder that are read, the first of those that stand for one another.
-const FILES: [&[&str]; 4] = [
-    &["config.json"],
-    &["preprocessor_config.json", "processor_config.json"],
-    &["model.safetensors", "pytorch_model.bin"],
-    &["tokenizer.json", "vocab.txt"],
-];
-
-/// What [`Captioner::open`] reads of a folder: names of files that are there.
-pub fn files(folder: &Path) -> Vec<&'static str> {
-    FILES.iter().filter_map(|names| names.iter().copied().find(|name| folder.join(name).is_file())).collect()
-}
-
 /// Whether a model's folder has a captioner.
 pub fn is_in(model: &Path) -> bool {
     model.join(FOLDER).join("config.json").is_file()
+}
+
+/// The file of the weights in a captioner's folder: `model.safetensors`, or else torch's `pytorch_model.bin` where there is
+/// one.
+pub fn weights_file(folder: &Path) -> PathBuf {
+    let (modern, old) = (folder.join(WEIGHTS), folder.join("pytorch_model.bin"));
+    if modern.is_file() || !old.is_file() { modern } else { old }
 }
 
 impl Captioner {
@@ -106,6 +104,9 @@ impl Captioner {
             return Err(network(&"its heads do not share the width evenly"));
         }
         let weights = weights(folder)?;
+        let mut seen = HashSet::new();
+        let parameters = weights.values().filter(|tensor| seen.insert(tensor.id())).map(Tensor::elem_count);
+        let parameters = parameters.sum::<usize>() as u64;
         let blip =
             BlipForConditionalGeneration::new(&config, VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu));
         let blip = blip.map_err(|fault| Error::file(folder, format!("the captioner's weights do not fit: {fault}")))?;
@@ -122,6 +123,7 @@ impl Captioner {
             }
         };
         Ok(Captioner {
+            parameters,
             side: vision.image_size,
             mean,
             std,
@@ -132,6 +134,16 @@ impl Captioner {
             tokenizer,
             blip,
         })
+    }
+
+    /// Number of values in its weights.
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    /// Width and height S of what the network is shown, in pixels.
+    pub fn side(&self) -> usize {
+        self.side
     }
 
     /// What the picture shows, in the network's own words.
@@ -286,19 +298,18 @@ fn config(settings: &Value) -> serde_json::Result<Config> {
 
 /// Every tensor by its name; what the files leave out since it is tied, is tied here.
 fn weights(folder: &Path) -> Result<HashMap<String, Tensor>> {
-    let (modern, old) = (folder.join("model.safetensors"), folder.join("pytorch_model.bin"));
+    let file = weights_file(folder);
+    // buffers that count positions are no weights
+    let is_weight = |name: &str| !name.ends_with("position_ids");
     let mut tensors = HashMap::new();
-    if modern.is_file() || !old.is_file() {
-        let bytes = std::fs::read(&modern).map_err(Error::io(&modern))?;
+    if file.ends_with(WEIGHTS) {
+        let bytes = std::fs::read(&file).map_err(Error::io(&file))?;
         let read = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu);
-        tensors = read.map_err(|fault| Error::file(&modern, format!("is no safetensors file: {fault}")))?;
+        tensors = read.map_err(|fault| Error::file(&file, format!("is no safetensors file: {fault}")))?;
+        tensors.retain(|name, _| is_weight(name));
     } else {
-        let checkpoint = Checkpoint::open(&old)?;
-        for (name, place) in checkpoint.tensors()? {
-            // buffers that count positions are no weights
-            if name.ends_with("position_ids") {
-                continue;
-            }
+        let checkpoint = Checkpoint::open(&file)?;
+        for (name, place) in checkpoint.tensors()?.into_iter().filter(|(name, _)| is_weight(name)) {
             let values = checkpoint.read_f32(&place)?;
             tensors.insert(name, Tensor::from_vec(values, place.shape(), &Device::Cpu)?);
         }

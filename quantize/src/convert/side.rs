@@ -1,4 +1,4 @@
-//! What goes into a bundle besides its networks: VAE, depth estimator, captioner, tokenizer, schedule, styles.
+//! What goes into a bundle besides its networks and its captioner: VAE, depth estimator, tokenizer, schedule, styles.
 
 use super::Convert;
 use crate::folder::write_synced;
@@ -7,7 +7,6 @@ use crate::source::{Part, Source};
 use pleinair::bundle::control::Preprocessing;
 use pleinair::bundle::manifest::{Dtype, FileEntry, Manifest};
 use pleinair::bundle::read_json;
-use pleinair::side::captioner::{self, Captioner};
 use pleinair::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -27,7 +26,7 @@ impl Convert {
         }
     }
 
-    /// Everything that is not a network on the hot path: VAE, depth, captioner, tokenizer, schedule.
+    /// Everything that is not a network on the hot path: VAE, depth, tokenizer, schedule.
     pub(super) fn side_models(&self, source: &Source, folder: &Path, manifest: &mut Manifest) -> Result<()> {
         let mut put = |name: &str, bytes: &[u8]| -> Result<()> {
             let path = folder.join(name);
@@ -50,16 +49,6 @@ impl Convert {
         if let Some(lineart) = self.own_or(&self.lineart, "lineart/model.onnx") {
             onnx::check(&lineart, onnx::Kind::LineArt)?;
             put("lineart.onnx", &std::fs::read(&lineart).map_err(Error::io(&lineart))?)?;
-        }
-        let own =
-            Some(self.from.clone()).filter(|folder| captioner::is_in(folder)).map(|from| from.join(captioner::FOLDER));
-        if let Some(from) = self.captioner.clone().or(own) {
-            Captioner::open(&from)?;
-            for name in captioner::files(&from) {
-                let path = from.join(name);
-                let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-                put(&format!("{}/{name}", captioner::FOLDER), &bytes)?;
-            }
         }
         put("tokenizer.json", source.tokenizer().open()?.to_json()?.as_bytes())?;
         let schedule = serde_json::to_vec_pretty(&plain(source.scheduler())).expect("JSON can be written as JSON");

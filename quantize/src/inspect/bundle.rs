@@ -4,9 +4,10 @@ use super::{Inspection, Part, controlnet_line, file_bytes, scheduler_line, text_
 use crate::report;
 use pleinair::bundle::Bundle;
 use pleinair::bundle::manifest::{Dtype, Layer, Manifest};
+use pleinair::bundle::weights::Weights;
 use pleinair::prompt::Tokenizer;
 use pleinair::sampler::SchedulerConfig;
-use pleinair::side::captioner::{self, Captioner};
+use pleinair::side::captioner;
 use pleinair::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,11 +32,7 @@ pub(super) fn inspect(folder: &Path) -> Inspection {
             found.parts.push(Part { name: name.into(), ..part });
         }
     }
-    if captioner::is_in(folder) {
-        let part = found.files(&manifest, captioner::FOLDER);
-        found.parts.push(Part { name: "captioner".into(), ..part });
-        found.problem_of(Captioner::open(&folder.join(captioner::FOLDER)));
-    }
+    found.captioner(&manifest);
     found.words_and_schedule(&manifest);
     found.remark(&manifest);
     found
@@ -94,6 +91,16 @@ impl Inspection {
             parts.push(network(part, net.parameters, &net.layers, controlnet_line(net.config.clone())));
         }
         self.parts.extend(parts);
+    }
+
+    fn captioner(&mut self, manifest: &Manifest) {
+        let weights = format!("{}/{}", captioner::FOLDER, captioner::WEIGHTS);
+        if manifest.files.contains_key(&weights)
+            && let Some(weights) = self.problem_of(Weights::open_file(&self.folder.join(weights)))
+        {
+            let Part { files, bytes, .. } = self.files(manifest, captioner::FOLDER);
+            self.parts.push(Part { files, bytes, ..super::listed("captioner", &weights, "BLIP".into()) });
+        }
     }
 
     fn words_and_schedule(&mut self, manifest: &Manifest) {

@@ -20,7 +20,7 @@ const TORCH_STEM: &str = "pytorch_model";
 
 /// An opened file: names and shapes are known, no tensor is loaded.
 #[derive(Debug)]
-pub(super) struct TensorFile {
+pub(crate) struct TensorFile {
     path: PathBuf,
     format: Format,
 }
@@ -37,7 +37,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// If it is neither of the formats, or damaged.
-    pub(super) fn open(path: &Path) -> Result<TensorFile> {
+    pub(crate) fn open(path: &Path) -> Result<TensorFile> {
         let mut start = vec![];
         File::open(path).and_then(|file| file.take(32).read_to_end(&mut start)).map_err(Error::io(path))?;
         let named_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
@@ -85,7 +85,7 @@ impl TensorFile {
     }
 
     /// Names of its tensors, sorted.
-    pub(super) fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+    pub(crate) fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match &self.format {
             Format::Safetensors(weights) => Box::new(weights.headers().map(|header| header.name)),
             Format::Torch(_, tensors) => Box::new(tensors.keys().map(String::as_str)),
@@ -93,7 +93,7 @@ impl TensorFile {
     }
 
     /// A tensor's shape as stored.
-    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         match &self.format {
             Format::Safetensors(weights) => weights.shape(name),
             Format::Torch(_, tensors) => tensors.get(name).map(TensorPlace::shape),
@@ -112,7 +112,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// If there is no such tensor, it holds no floating-point numbers, or the file cannot be read.
-    pub(super) fn read(&self, name: &str) -> Result<Vec<f32>> {
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<f32>> {
         match &self.format {
             Format::Safetensors(weights) => weights.read_f32(name),
             Format::Torch(checkpoint, tensors) => {

@@ -12,7 +12,7 @@ mod recognise;
 
 pub use clip::Vocabulary;
 
-use file::TensorFile;
+pub(crate) use file::TensorFile;
 use lora::Adapter;
 use pleinair::bundle::manifest::{Control, further_part};
 use pleinair::{Error, Result};

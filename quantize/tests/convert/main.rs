@@ -2,6 +2,7 @@
 //! way is said and leaves nothing behind.
 
 mod calibration;
+mod captions;
 mod damage;
 mod equal;
 mod input;

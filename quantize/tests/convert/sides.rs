@@ -8,7 +8,6 @@ use pleinair::camera::Frame;
 use pleinair::canvas::psnr;
 use pleinair::painter::Order;
 use pleinair::sampler::TorchRng;
-use pleinair::side::captioner::Captioner;
 use pleinair::side::vae::Vae;
 use pleinair::style::Style;
 use pleinair_quantize::trial;
@@ -58,33 +57,6 @@ fn a_depth_estimator_comes_along() {
     assert_eq!(std::fs::read(bundle.join("depth.onnx")).unwrap(), std::fs::read(&depth).unwrap());
     let inspection = pleinair_quantize::inspect::inspect(&bundle).unwrap();
     assert!(inspection.parts.iter().any(|part| part.name == "depth" && part.bytes == depth.metadata().unwrap().len()));
-}
-
-/// Named, or the model's own; the bundle's says what its source says, and a damaged one is not taken.
-#[test]
-fn a_captioner_comes_along() {
-    let studio = Studio::new();
-    let captioners = repository().join("tests/fixtures/captioners");
-    let photo = Frame::open(repository().join("tests/fixtures/mountain2.jpg")).unwrap();
-    let said = |folder: &Path| Captioner::open(folder).unwrap().caption(&photo).unwrap();
-    for name in ["base", "large"] {
-        let from = captioners.join(name);
-        let bundle = studio.convert(&tiny(), "int8", &["--captioner", from.to_str().unwrap()], name);
-        assert_eq!(said(&bundle.join("captioner")), said(&from));
-        let checked = manifest(&bundle).files.keys().filter(|file| file.starts_with("captioner/")).count();
-        assert_eq!(checked, from.read_dir().unwrap().count(), "{name}: every file has its checksum");
-        // a bundle's checksums see what happens to it later
-        let inspection = pleinair_quantize::inspect::inspect(&bundle).unwrap();
-        assert!(inspection.problems.is_empty() && inspection.parts.iter().any(|part| part.name == "captioner"));
-        std::fs::write(bundle.join("captioner/config.json"), "{}").unwrap();
-        assert!(!pleinair_quantize::inspect::inspect(&bundle).unwrap().problems.is_empty());
-    }
-    let model = studio.copy(&tiny(), "model");
-    let own = model.join("captioner");
-    copy_folder(&captioners.join("base"), &own);
-    assert!(studio.convert(&model, "f32", &[], "own").join("captioner/model.safetensors").is_file());
-    std::fs::write(own.join("model.safetensors"), "nonsense").unwrap();
-    studio.refuses(&model, "f32", &[], &["model.safetensors"]);
 }
 
 /// Every ControlNet, the depth estimator with what it wants to be shown, and the network that draws lines; the bundle

@@ -98,7 +98,7 @@ lint: tools ## formatting and lints, no warning allowed
 build: tools ## the program and the converter, optimised
 	$(CARGO) build --release --workspace
 
-bundles: build #artists-pictures: build ## the pictures of docs/artists.md, made with the default model (three minutes)
+artists-pictures: build ## the pictures of docs/artists.md, made with the default model (three minutes)
 	docs/artists/pictures.sh $(PLEINAIR) $(OUT)/artists
 
 # VENV is kept; what was learned and painted lies in build/fidelity
@@ -109,7 +109,7 @@ fidelity: build ## how faithful are learned styles? held-out pictures, judged by
 	$(VENV)/bin/pip install -q --no-deps -r models/recipe/requirements-judge.txt
 	PLEINAIR_BUNDLE=models/atelier $(VENV)/bin/python models/recipe/fidelity.py $(PLEINAIR) build/fidelity models/atelier/FIDELITY.md
 
-# the default model as f16, bf16 and int8 bundles, their quality reports, and one contact sheet
+bundles: build ## the default model as f16, bf16 and int8 bundles, their quality reports, and one contact sheet
 	@mkdir -p $(OUT)
 	for dtype in f16 bf16 int8; do \
 		$(QUANTIZE) convert --from models/atelier --dtype $$dtype --force --out $(OUT)/atelier-$$dtype && \

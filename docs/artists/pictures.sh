@@ -6,12 +6,13 @@ pleinair=$1 work=$2 docs=$(dirname "$0")
 photo=$docs/../../models/atelier/samples/content/hills4.jpg
 styles=$docs/../../models/atelier/styles
 glass=$styles/stained-glass.safetensors print=$styles/hiroshige.safetensors
+strength=0.7
 mkdir -p "$work"
 
 paint() { # NAME STYLE [OPTION ...]
     name=$1 style=$2
     shift 2
-    "$pleinair" paint --content "$photo" --style "$style" --guidance 3 --strength "${strength:-0.7}" --size 256 --seed 3 "$@" --out "$work/$name.png"
+    "$pleinair" paint --content "$photo" --style "$style" --guidance 3 --strength "$strength" --size 256 --seed 3 "$@" --out "$work/$name.png"
 }
 
 mix() { # NAME STAGE ...

@@ -61,10 +61,17 @@ struct Model {
     size_step: usize,
     parts: Vec<Part>,
     controls: Vec<ControlEntry>,
-    /// Whether the model can say what a picture shows.
-    captioner: bool,
+    /// What says what a picture shows, where the model has it.
+    captioner: Option<CaptionerEntry>,
     files: Vec<File>,
     self_test: Option<SelfTest>,
+}
+
+#[derive(Debug, Serialize)]
+struct CaptionerEntry {
+    parameters: u64,
+    /// Width and height of what it is shown, in pixels.
+    side: usize,
 }
 
 /// What a ControlNet of the model looks at; the first is used where nobody says otherwise.
@@ -176,10 +183,10 @@ fn examine(folder: &Path, target: &Target, report: &mut Report) {
         let stored = |weights: Weights| bundle.parameters(name).unwrap_or(weights.parameters() as u64);
         parts.extend(weights.map(|weights| Part { name: name.to_owned(), parameters: stored(weights) }));
     }
-    let captioner = captioner::is_in(folder);
-    if captioner {
-        note(Captioner::open(&folder.join(captioner::FOLDER)), problems);
-    }
+    let captioner = captioner::is_in(folder).then(|| Captioner::open(&folder.join(captioner::FOLDER)));
+    // only its numbers are kept: the self-test wants the memory
+    let numbers = |it: Captioner| CaptionerEntry { parameters: it.parameters(), side: it.side() };
+    let captioner = captioner.and_then(|opened| note(opened, problems)).map(numbers);
     let files = note(checksums(folder), problems).unwrap_or_default();
     let self_test = if problems.is_empty() {
         match model::open(folder, target) {
@@ -348,7 +355,12 @@ impl Report {
             }
             line(
                 "captioner",
-                if model.captioner { "BLIP" } else { "none: contexts of lessons are written by hand" }.to_owned(),
+                model.captioner.as_ref().map_or(
+                    "none: contexts of lessons are written by hand".to_owned(),
+                    |CaptionerEntry { parameters, side }| {
+                        format!("BLIP, {:.1} million parameters, sees {side}x{side}", *parameters as f64 / 1e6)
+                    },
+                ),
             );
             for File { path, bytes, sha256 } in &model.files {
                 line("file", format!("{sha256} {:>10}  {path}", binary(*bytes)));

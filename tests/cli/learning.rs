@@ -274,6 +274,10 @@ fn a_caption_is_proposed_as_a_context() {
     let context = studio.done(&["caption", "--bundle", place, PHOTO]).stdout;
     assert_eq!(context.trim(), pleinair::side::content::context(&raw));
     assert!(!raw.trim().is_empty() && context.contains("in the style of {}"), "{raw} {context}");
+    let text = studio.done(&["doctor", "--bundle", place]).stdout;
+    assert!(text.contains("captioner     BLIP") && text.contains("sees 32x32"), "{text}");
+    std::fs::write(model.join("captioner/model.safetensors"), "nonsense").unwrap();
+    studio.refuses(&["doctor", "--bundle", place], 1, &["captioner/model.safetensors"]);
 }
 
 /// By its name alone, as for painting.

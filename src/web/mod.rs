@@ -4,6 +4,7 @@ pub mod access;
 mod answer;
 mod camera;
 mod events;
+mod files;
 mod guard;
 pub mod journal;
 mod pages;
@@ -154,17 +155,17 @@ fn api() -> OpenApiRouter<Site> {
     let gallery = OpenApiRouter::new()
         .routes(routes!(paintings::list))
         .routes(routes!(paintings::one))
-        .routes(routes!(paintings::picture))
-        .routes(routes!(paintings::thumbnail))
-        .routes(routes!(paintings::content))
-        .routes(routes!(paintings::control))
+        .routes(routes!(files::picture))
+        .routes(routes!(files::thumbnail))
+        .routes(routes!(files::content))
+        .routes(routes!(files::control))
         .routes(routes!(styles::list))
         .routes(routes!(styles::picture))
         .routes(routes!(events::stream))
         .routes(routes!(status::kiosk));
     let kiosk = OpenApiRouter::new()
         .routes(routes!(paintings::order))
-        .routes(routes!(paintings::preview))
+        .routes(routes!(files::preview))
         .routes(routes!(paintings::print))
         .routes(routes!(paintings::qr))
         .routes(routes!(paintings::jobs))

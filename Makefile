@@ -98,12 +98,12 @@ lint: tools ## formatting and lints, no warning allowed
 build: tools ## the program and the converter, optimised
 	$(CARGO) build --release --workspace
 
-artists-pictures: build ## the pictures of docs/artists.md, made with the default model (three minutes)
+artists-pictures: build ## the pictures of docs/artists.md, made with the default model (a minute)
 	docs/artists/pictures.sh $(PLEINAIR) $(OUT)/artists
 
 # VENV is kept; what was learned and painted lies in build/fidelity
 VENV ?= .venv
-fidelity: build ## how faithful are learned styles? held-out pictures, judged by another network (Python; an hour)
+fidelity: build ## how faithful are learned styles? held-out pictures, judged by another network (Python; an hour or more)
 	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
 	$(VENV)/bin/pip install -q -r models/recipe/requirements.txt
 	$(VENV)/bin/pip install -q --no-deps -r models/recipe/requirements-judge.txt
